@@ -152,7 +152,8 @@ def _measure_latency(source: Model, sparse: Model, recipe: Recipe) -> dict[str, 
     from onnxprune.run.planning import measure_models
 
     feeds = next(open_data_for(source, recipe).batches(1))
-    return measure_models(source, sparse, recipe, feeds, lambda text, left_s: say(text))
+    models = {"original": source, "pruned": sparse}
+    return measure_models(models, recipe, feeds, lambda text, left_s: say(text))
 
 
 def _report(report: Sparsity, extra: Mapping[str, Any], as_json: bool) -> None:

@@ -64,3 +64,32 @@ class Dependencies:
             if any(o in inside for o in node.output):
                 front |= inputs
         return front.difference(inside)
+
+
+def sort_nodes(nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Return nodes in topological order, as far as possible in the given one.
+
+    Raises
+    ------
+    ValueError
+        A node depends on its own outputs.
+    """
+    graph = Dependencies(nodes)
+    result: list[NodeProto] = []
+    done: set[int] = set()
+    for first in range(len(nodes)):
+        stack = [first]
+        while stack:
+            index = stack[-1]
+            producers = (graph.producers.get(name) for name in graph.reads[index])
+            waiting = [p for p in producers if p is not None and p not in done and p != index]
+            if index in done or not waiting:
+                stack.pop()
+                if index not in done:
+                    done.add(index)
+                    result.append(nodes[index])
+                continue
+            if set(waiting) & set(stack):
+                raise ValueError(f"node {nodes[index].name!r} depends on its own outputs")
+            stack.append(waiting[0])
+    return result

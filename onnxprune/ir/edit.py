@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto
 
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.weights import Weight, from_array
+
+M = TypeVar("M", bound=Any)  # a protobuf message
 
 
 def add_initializer(model: EditableModel, name: str, values: np.ndarray) -> str:
@@ -51,10 +54,10 @@ def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     graph.node.extend(kept)
 
 
-def copy_node(node: NodeProto) -> NodeProto:
-    """Return a copy of a node."""
-    out = NodeProto()
-    out.CopyFrom(node)
+def copy_message(message: M) -> M:
+    """Return a copy of a node or another message, which no list holds."""
+    out = type(message)()
+    out.CopyFrom(message)
     return out
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from onnx import ModelProto, TensorProto
 
 from onnxprune.errors import MissingExtraError, ModelError
+from onnxprune.ir.edit import copy_message
 from onnxprune.ir.merge import merge_models
 from onnxprune.ir.model import ModelView
 
@@ -66,7 +67,7 @@ def export_graph(graph: Any, source: ModelView | None = None) -> ModelProto:
 
     new = call("onnx-graphsurgeon", lambda: export(graph))
     if source is not None:
-        skeleton = _copy(source.proto)
+        skeleton = copy_message(source.proto)
         base = call("onnx-graphsurgeon", lambda: export(surgeon.import_onnx(skeleton)))
         _restore(new, base, source)
     return new
@@ -95,7 +96,7 @@ def export_ir(model: Any, source: ModelView | None = None) -> tuple[ModelProto, 
             "with onnx_ir.external_data.load_to_model first",
         )
     if source is not None:
-        skeleton = _copy(source.proto)
+        skeleton = copy_message(source.proto)
         base = call("onnx_ir", lambda: ir.to_proto(ir.from_proto(skeleton)))
         _restore(new, base, source)
     return new, folders.pop() if folders else ""
@@ -127,25 +128,18 @@ def _restore(new: ModelProto, base: ModelProto, source: ModelView) -> None:
     tensors = []
     for tensor in source.proto.graph.initializer:
         if tensor.name in present:
-            tensors.append(_copy(present.pop(tensor.name)))
+            tensors.append(copy_message(present.pop(tensor.name)))
         # weights that bodies read, whose values may have changed there
         elif tensor.name in copies:
             tensors.append(copies[tensor.name])
         # weights that no node reads: onnxruntime ignores them, tools that read weights do not
         elif tensor.name not in passed:
-            tensors.append(_copy(tensor))
+            tensors.append(copy_message(tensor))
             if tensor.data_type != TensorProto.STRING:
                 tensors[-1].raw_data = bytes(source.weights[tensor.name].raw())
-    tensors += [_copy(tensor) for tensor in present.values()]
+    tensors += [copy_message(tensor) for tensor in present.values()]
     del new.graph.initializer[:]
     new.graph.initializer.extend(tensors)
-
-
-def _copy(message: Any) -> Any:
-    """Return a copy of a message, which another library may write into."""
-    copy = type(message)()
-    copy.CopyFrom(message)
-    return copy
 
 
 def call(library: str, function: Callable[[], Any]) -> Any:

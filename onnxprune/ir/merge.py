@@ -14,6 +14,8 @@ from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from onnxprune.ir.edit import copy_message
+
 # repeated fields of messages -> what identifies an element; nodes have their own
 _KEYS: dict[str, Callable[[Any], Any]] = {
     "attribute": lambda item: item.name,
@@ -95,7 +97,7 @@ def _merge_list(
         if key in before and key not in known and (name in _TENSORS or item == before[key]):
             # invented on the way, such as a copy of an outer weight in a body
             if name == "initializer":
-                scope.copies.setdefault(item.name, _copy(item))
+                scope.copies.setdefault(item.name, copy_message(item))
             continue
         if key in before and key in known:
             if name in _TENSORS:
@@ -112,7 +114,7 @@ def _merge_list(
     if name in _UNORDERED or new_keys == base_keys:
         order = [key for key in keys if key in results]
         order += [key for key in results if key not in known]
-    copies = [_copy(results[key]) for key in order]
+    copies = [copy_message(results[key]) for key in order]
     del new[:]
     new.extend(copies)
 
@@ -189,10 +191,3 @@ def _replace(new: Any, original: Any) -> None:
     copies = list(original)
     del new[:]
     new.extend(copies)
-
-
-def _copy(message: Any) -> Any:
-    """Return a copy of a message, which does not end with the list that holds it."""
-    copy = type(message)()
-    copy.CopyFrom(message)
-    return copy

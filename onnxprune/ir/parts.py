@@ -9,8 +9,8 @@ from typing import Any
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.ir.dependencies import Dependencies
-from onnxprune.ir.edit import copy_node, free_name, replace_nodes
+from onnxprune.ir.dependencies import Dependencies, sort_nodes
+from onnxprune.ir.edit import copy_message, free_name, replace_nodes
 from onnxprune.ir.extract import reads
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model, Source, load
@@ -72,7 +72,7 @@ def extract(model: Source, inputs: Sequence[str] = (), outputs: Sequence[str] = 
     order = list(inputs) or [name for name in given if name in front]
     infos = _describe(whole, [*order, *outputs])
     part = whole.edit()
-    replace_nodes(part.proto.graph, map(copy_node, region))
+    replace_nodes(part.proto.graph, map(copy_message, region))
     _set(part.proto.graph.input, [infos[name] for name in order])
     _set(part.proto.graph.output, [infos[name] for name in outputs])
     _remove_unused(part, {*order, *outputs})
@@ -106,7 +106,7 @@ def join(whole: Source, part: Source) -> Model:
     replaced = {tuple(node.output) for node in _find_region(graph.node, inputs, outputs)}
     # of the part's outputs the part's nodes are the producers, of other tensors the model's
     kept = [
-        copy_node(node)
+        copy_message(node)
         for node in graph.node
         if tuple(node.output) not in replaced or not set(node.output) & set(outputs)
     ]
@@ -116,7 +116,15 @@ def join(whole: Source, part: Source) -> Model:
     fixed = {*inputs, *outputs, *_find_equal(model, inner)}
     _rename_inner(inner, names, fixed, {node.name for node in kept})
     _take_weights(result, inner)
-    replace_nodes(result.proto.graph, _sort([*kept, *map(copy_node, inner.proto.graph.node)]))
+    try:
+        nodes = sort_nodes([*kept, *map(copy_message, inner.proto.graph.node)])
+    except ValueError as problem:
+        raise ModelError(
+            "join-cycle",
+            "an input of the part depends on one of its outputs: extract a part without paths that "
+            "leave it and return",
+        ) from problem
+    replace_nodes(result.proto.graph, nodes)
     _check_defined(result.proto.graph)
     _remove_unused(result, {item.name for item in (*graph.input, *graph.output)})
     return result.freeze()
@@ -308,33 +316,6 @@ def _check_defined(graph: GraphProto) -> None:
         )
 
 
-def _sort(nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Return nodes in topological order, as far as possible in the given one."""
-    graph = Dependencies(nodes)
-    result: list[NodeProto] = []
-    done: set[int] = set()
-    for first in range(len(nodes)):
-        stack = [first]
-        while stack:
-            index = stack[-1]
-            producers = (graph.producers.get(name) for name in graph.reads[index])
-            waiting = [p for p in producers if p is not None and p not in done and p != index]
-            if index in done or not waiting:
-                stack.pop()
-                if index not in done:
-                    done.add(index)
-                    result.append(nodes[index])
-                continue
-            if set(waiting) & set(stack):
-                raise ModelError(
-                    "join-cycle",
-                    "an input of the part depends on one of its outputs: extract a part without "
-                    "paths that leave it and return",
-                )
-            stack.append(waiting[0])
-    return result
-
-
 def _remove_unused(model: EditableModel, ends: Collection[str]) -> None:
     """Remove weights and entries on tensors that the graph no longer has."""
     graph = model.proto.graph
@@ -357,9 +338,6 @@ def _remove_unused(model: EditableModel, ends: Collection[str]) -> None:
 
 def _set(field: Any, items: Iterable[Any]) -> None:
     """Set a list of messages; its own may be among the new ones."""
-    copies = []
-    for item in items:
-        copies.append(type(item)())
-        copies[-1].CopyFrom(item)
+    copies = [copy_message(item) for item in items]
     del field[:]
     field.extend(copies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,17 @@ PER_CHANNEL_OPSET = 13  # the first QuantizeLinear with an axis
 _INTEGER_OPS = frozenset(
     "QuantizeLinear DequantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()
 )
+
+
+@dataclass
+class FeedReader:
+    """Iterator over feeds in the form that onnxruntime's calibrators take."""
+
+    feeds: Iterator[Mapping[str, np.ndarray]]
+
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
+        """Return the next feed, None after the last."""
+        return next(self.feeds, None)
 
 
 def is_quantized(model: Model) -> bool:
@@ -52,16 +64,6 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
 
     feeds = _split_samples(samples)
 
-    class FeedReader(quantization.CalibrationDataReader):  # type: ignore[misc]  # untyped base
-        """Passes one sample at a time to onnxruntime."""
-
-        def __init__(self) -> None:
-            self.feeds: Iterator[dict[str, np.ndarray]] = iter(feeds)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            """Return the next feed, None after the last."""
-            return next(self.feeds, None)
-
     # TensorRT requires zero points of 0
     options = {"ActivationSymmetric": True, "WeightSymmetric": True}
     if qdq:
@@ -73,7 +75,7 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
         quantization.quantize_static(
             ModelProto.FromString(to_bytes(model)),
             str(path),
-            FeedReader(),
+            FeedReader(iter(feeds)),
             op_types_to_quantize=list(LINEAR_OPS) if qdq else None,
             quant_format=form.QDQ if qdq else form.QOperator,
             per_channel=qdq and model.opset >= PER_CHANNEL_OPSET,

@@ -13,6 +13,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, load_model, numpy_helper
 
 from onnxprune.errors import ModelError
+from onnxprune.ir.edit import copy_message
 from onnxprune.ir.io import Model, to_bytes
 from onnxprune.ir.linear import LINEAR_OPS
 from onnxprune.ir.quantize import PER_CHANNEL_OPSET
@@ -69,13 +70,11 @@ def _insert_pairs(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-    copy = ModelProto()
-    copy.CopyFrom(proto)
     options = {"ActivationSymmetric": form.symmetric, "WeightSymmetric": True, **form.options}
     try:
         with quiet_logging():
             quantizer = QDQQuantizer(
-                copy,
+                copy_message(proto),
                 form.per_channel and opset >= PER_CHANNEL_OPSET,
                 False,
                 QuantType.QInt8,
@@ -93,9 +92,7 @@ def _insert_pairs(
         raise ModelError(
             "quantize-failed", f"onnxruntime cannot quantize the model: {problem}"
         ) from problem
-    result = ModelProto()
-    result.CopyFrom(quantizer.model.model)
-    return result
+    return copy_message(quantizer.model.model)
 
 
 def initializers(proto: ModelProto) -> dict[str, TensorProto]:

@@ -7,7 +7,6 @@ import io
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,11 @@ from onnx import ModelProto, numpy_helper, save_model, version_converter
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model, load, to_bytes
-from onnxprune.ir.quantize import PER_CHANNEL_OPSET
+from onnxprune.ir.quantize import PER_CHANNEL_OPSET, FeedReader
 
 Feeds = Mapping[str, np.ndarray]
 PERCENTILE = 99.99
 BINS = 2048
-
-
-@dataclass
-class FeedReader:
-    """Iterator over feeds in the form that onnxruntime's calibrators take."""
-
-    feeds: Iterator[Feeds]
-
-    def get_next(self) -> Feeds | None:
-        """Return the next feed, None after the last."""
-        return next(self.feeds, None)
 
 
 def prepare(model: Model) -> ModelProto:

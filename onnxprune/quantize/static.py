@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from onnxprune.data.dataset import Data, split
 from onnxprune.errors import DataError, ModelError, UsageError, plural, unknown
+from onnxprune.ir.edit import copy_message
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.linear import LINEAR_OPS
 from onnxprune.ir.quantize import PER_CHANNEL_OPSET, is_quantized
@@ -150,14 +151,15 @@ def quantize(
     work = _Work(model, prepare(model), shape, _split(data), decoder, threads)
     excluded = _match(work.proto, exclude)
     progress(0.1, "ranges")
-    methods = CALIBRATORS if calibrate == AUTO else (calibrate,)
-    choice, ranges = work.choose(methods, excluded, correct, progress)
-    best = min(methods, key=lambda m: choice.get(m, 0.0))
+    candidates, ranges = work.choose(calibrate, excluded, correct, progress)
+    best = min(candidates, key=lambda method: candidates[method].divergence)
+    sensitive: Mapping[str, str] = {}
     if max_divergence is not None:
         progress(0.6, "sensitivity of nodes")
-        excluded |= work.exclude_sensitive(ranges[best], excluded, max_divergence)
-    progress(0.7, "biases")
-    return work.finish(name, best, ranges[best], excluded, choice, correct)
+        sensitive = work.exclude_sensitive(ranges[best], excluded, max_divergence)
+    excluded |= sensitive
+    chosen = work.candidate(ranges[best], excluded, correct) if sensitive else candidates[best]
+    return work.finish(name, best, chosen, excluded, candidates)
 
 
 def _check(model: Model, data: Data, calibrate: str) -> None:
@@ -173,6 +175,24 @@ def _check(model: Model, data: Data, calibrate: str) -> None:
 
 
 @dataclass(frozen=True)
+class _Candidate:
+    """An int8 model and its divergence on the inputs held back for choices.
+
+    Attributes
+    ----------
+    corrected
+        Number of corrected biases.
+    rejected
+        Whether their correction raised the divergence and was left out.
+    """
+
+    model: Model
+    divergence: float
+    corrected: int = 0
+    rejected: bool = False
+
+
+@dataclass(frozen=True)
 class _Work:
     """A prepared model with what all its quantized forms share."""
 
@@ -185,26 +205,37 @@ class _Work:
 
     def choose(
         self,
-        methods: Sequence[str],
+        calibrate: str,
         excluded: Mapping[str, str],
         correct: bool,
         progress: Callable[[float, str], None],
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return divergences (none for a single method) and ranges by calibrator."""
-        ops, choice, ranges = list_ops(self.form), {}, {}
+    ) -> tuple[dict[str, _Candidate], dict[str, Any]]:
+        """Return models and ranges by calibrator."""
+        methods = CALIBRATORS if calibrate == AUTO else (calibrate,)
+        ops, candidates, ranges = list_ops(self.form), {}, {}
         for i, method in enumerate(methods):
             progress(0.1 + 0.5 * i / len(methods), f"calibrator {method}")
             ranges[method] = collect_ranges(
                 self.proto, method, ops, self.form.symmetric, self.parts.ranges
             )
-            if len(methods) > 1:
-                proto = build(self.proto, ranges[method], self.form, excluded)
-                choice[method] = self.divergence(load(_copy(proto)))
-                # as in the result: corrected biases repair some calibrators more than others
-                if correct:
-                    correct_biases(self.proto, proto, self.parts.correction)
-                    choice[method] = min(choice[method], self.divergence(load(proto)))
-        return choice, ranges
+            # corrected, because that repairs some calibrators more than others
+            candidates[method] = self.candidate(ranges[method], excluded, correct)
+        return candidates, ranges
+
+    def candidate(self, ranges: Any, excluded: Mapping[str, str], correct: bool) -> _Candidate:
+        """Return the int8 model with corrected biases, or without if it diverges less."""
+        proto = build(self.proto, ranges, self.form, excluded)
+        plain = load(copy_message(proto))
+        divergence = self.divergence(plain)
+        if not correct:
+            return _Candidate(plain, divergence)
+        count = correct_biases(self.proto, proto, self.parts.correction)
+        model = load(proto)
+        corrected = self.divergence(model)
+        # few inputs can give worse means than the rounding itself
+        if corrected > divergence:
+            return _Candidate(plain, divergence, rejected=True)
+        return _Candidate(model, corrected, count)
 
     def build(self, ranges: Any, excluded: Mapping[str, str]) -> Model:
         """Return the int8 model without bias correction."""
@@ -254,23 +285,15 @@ class _Work:
         self,
         form: str,
         calibrate: str,
-        ranges: Any,
+        candidate: _Candidate,
         excluded: Mapping[str, str],
-        choice: Mapping[str, float],
-        correct: bool,
+        candidates: Mapping[str, _Candidate],
     ) -> Quantized:
-        """Return the result: the graph with corrected biases, checked."""
-        proto = build(self.proto, ranges, self.form, excluded)
-        plain, corrected, warnings = load(_copy(proto)), 0, []
-        model = plain
-        if correct:
-            corrected = correct_biases(self.proto, proto, self.parts.correction)
-            model = load(proto)
-            # few inputs can give worse means than the rounding itself
-            if self.divergence(model) > self.divergence(plain):
-                model, corrected = plain, 0
-                warnings.append("bias correction raises the divergence and was not applied")
-        opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+        """Return the result, checked."""
+        model, warnings = candidate.model, []
+        if candidate.rejected:
+            warnings.append("bias correction raises the divergence and was not applied")
+        opset = model.opset
         if self.form.per_channel and opset < PER_CHANNEL_OPSET:
             warnings.append(
                 f"weights have one scale per tensor: opset {opset} has none per channel; export "
@@ -294,18 +317,11 @@ class _Work:
             calibrate,
             excluded,
             count_integer(graph),
-            choice,
-            corrected,
+            {n: c.divergence for n, c in candidates.items()} if len(candidates) > 1 else {},
+            candidate.corrected,
             difference,
             tuple(warnings),
         )
-
-
-def _copy(proto: ModelProto) -> ModelProto:
-    """Return a copy of a message."""
-    copy = ModelProto()
-    copy.CopyFrom(proto)
-    return copy
 
 
 def _split(data: Data) -> _Parts:

@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 
 from onnxprune.data.dataset import Data, samples_of
+from onnxprune.data.input_shapes import spell
 from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import MissingExtraError, OnnxpruneError
 from onnxprune.ir.io import Model
@@ -147,7 +148,7 @@ def _channels_first(value: np.ndarray) -> np.ndarray:
 
 def _spell(name: str, values: np.ndarray) -> str:
     """Return name, shape and range of an input."""
-    shape = "x".join(map(str, values.shape)) or "scalar"
+    shape = spell(values.shape)
     if not values.size or values.dtype.kind not in "fiub":
         return f"{name} {shape}"
     return f"{name} {shape}, {values.min():.3g} to {values.max():.3g}"

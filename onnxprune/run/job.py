@@ -272,8 +272,7 @@ class RunJob:
 
         def work() -> Mapping[str, Any]:
             figures = measure_models(
-                self.source,
-                model,
+                {"original": self.source, "pruned": model},
                 recipe,
                 next(self.splits.calibration.batches(1)),
                 lambda text, left_s: stages.progress(None, text, left_s),

@@ -279,30 +279,32 @@ def find_dead(context: Context, recipe: Recipe) -> Mapping[str, np.ndarray]:
 
 
 def measure_models(
-    source: Model,
-    pruned: Model,
+    models: Mapping[str, Model],
     recipe: Recipe,
     feeds: Feeds,
     progress: Callable[[str, float], None],
+    layers: bool = True,
 ) -> dict[str, Any]:
-    """Measure both models on the recipe's engines, interleaved.
+    """Measure models by name on the recipe's engines, interleaved; the first is the base.
 
     Parameters
     ----------
     progress
         Receives one line per step and the least number of seconds that are left.
+    layers
+        Profile each layer too.
     """
-    # bench names models after their paths, which may be equal or missing
-    models = [replace(source, path=Path("original")), replace(pruned, path=Path("pruned"))]
     engines = engines_of(recipe)
     # at least: compilation and warm-up come on top
     left_s = len(models) * len(engines) * recipe.seconds
     report = bench(
-        models,
+        # bench names models after their paths, which may be equal or missing
+        [replace(model, path=Path(name)) for name, model in models.items()],
         engines,
         options=engine_options(recipe),
         schedule=Schedule(seconds=recipe.seconds, precise=PRECISE),
         feeds=feeds,
+        layers=layers,
         seed=recipe.seed,
         progress=lambda text: progress(text, left_s),
     )

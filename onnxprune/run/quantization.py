@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.data.dataset import Data, flips
-from onnxprune.engines.bench import bench
-from onnxprune.engines.measure import Schedule
 from onnxprune.ir.io import Model, digest
 from onnxprune.ir.quantize import is_quantized
 from onnxprune.metrics.base import plain
 from onnxprune.quantize.half import quantize_half
 from onnxprune.quantize.static import quantize
 from onnxprune.report.data import Costs
-from onnxprune.run.adapter import engine_options, engines_of
+from onnxprune.run.adapter import engines_of
 from onnxprune.run.evaluation import RESULT, compare_outputs, measure_metrics
-from onnxprune.run.planning import PRECISE
+from onnxprune.run.planning import measure_models
 from onnxprune.run.quantize_options import FP16
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.splits import Splits
@@ -152,19 +149,12 @@ def compare_models(
     engines = engines_of(recipe)
     if engines:
         progress(1 - 1 / (len(models) + 1), "measuring latency")
-        report = bench(
-            [replace(model, path=Path(name)) for name, model in models.items()],
-            engines,
-            options=engine_options(recipe),
-            schedule=Schedule(seconds=recipe.seconds, precise=PRECISE),
-            feeds=next(splits.calibration.batches(1)),
-            layers=False,
-            seed=recipe.seed,
-        )
-        for engine, ratios in report.ratios.items():
+        feeds = next(splits.calibration.batches(1))
+        report = measure_models(models, recipe, feeds, lambda text, left_s: None, layers=False)
+        for engine, ratios in report["ratios"].items():
             for ratio in ratios:
-                speed = {"median": ratio.median, "low": ratio.low, "high": ratio.high}
-                rows[ratio.contender]["speed"][engine] = speed
+                speed = {key: ratio[key] for key in ("median", "low", "high")}
+                rows[ratio["contender"]]["speed"][engine] = speed
     return rows
 
 

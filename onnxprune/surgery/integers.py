@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.ir.edit import add_initializer, copy_node, replace_nodes
+from onnxprune.ir.edit import add_initializer, copy_message, replace_nodes
 from onnxprune.ir.io import Model
 from onnxprune.ir.linear import LINEAR_OPS, WeightLayout
 from onnxprune.ir.model import EditableModel
@@ -118,7 +118,7 @@ class _Rewrite:
         # shape of a vector along the channels of the output
         spatial = len(weight.shape) - 2 if layout.convolution and weight.shape else 0
         channels = [-1] + [1] * spatial
-        inner = copy_node(node)
+        inner = copy_message(node)
         inner.input[:], inner.output[:] = [data.name, weight.name], [f"{out}_integers"]
         self.nodes.append(inner)
         scale = weight.scale
@@ -189,7 +189,7 @@ class _Rewrite:
 
     def repeat(self, node: NodeProto, slot: int, name: str) -> str:
         """Add a copy of a node with another operand; return its output."""
-        copy = copy_node(node)
+        copy = copy_message(node)
         copy.input[slot], copy.output[0], copy.name = name, f"{node.output[0]}_integers", ""
         self.nodes.append(copy)
         return copy.output[0]

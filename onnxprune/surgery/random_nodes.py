@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.ir.edit import add_initializer, copy_node, replace_nodes
+from onnxprune.ir.edit import add_initializer, copy_message, replace_nodes
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label, nested, set_attribute
 from onnxprune.ir.runtime import Session
@@ -60,7 +60,7 @@ def fix_random(model: Model, values: Mapping[str, Any]) -> Model:
     """
     copy = model.edit()
     main = copy.proto.graph
-    replace_nodes(main, [copy_node(n) for n in main.node if not set(n.output) & values.keys()])
+    replace_nodes(main, [copy_message(n) for n in main.node if not set(n.output) & values.keys()])
     for name, value in values.items():
         # consumers read the drawn value by the name of the node's output
         if add_initializer(copy, name, np.asarray(value)) != name:

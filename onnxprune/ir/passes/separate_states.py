@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from onnx import GraphProto, NodeProto
 
-from onnxprune.ir.edit import copy_node, free_name, replace_nodes
+from onnxprune.ir.edit import copy_message, free_name, replace_nodes
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS
 
@@ -70,7 +70,7 @@ def _copy_chain(chain: list[NodeProto], copies: dict[str, list[NodeProto]], take
     """Copy nodes, from the last one back to the first; return the new name of the last output."""
     name = ""
     for node in reversed(chain):
-        copy = copy_node(node)
+        copy = copy_message(node)
         if name:
             copy.input[0] = name
         name = free_name(node.output[0], taken)

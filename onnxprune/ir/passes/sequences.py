@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxprune.ir.edit import add_initializer, copy_node, replace_nodes
+from onnxprune.ir.edit import add_initializer, copy_message, replace_nodes
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, nested
 from onnxprune.ir.shapes import Shapes
@@ -76,7 +76,7 @@ def replace_sequences(model: EditableModel, shapes: Shapes) -> bool:
             nodes += _read(model, node, sequences[node.input[0]], shapes)
         else:
             nodes.append(node)
-    replace_nodes(graph, [copy_node(n) for n in nodes])
+    replace_nodes(graph, [copy_message(n) for n in nodes])
     return True
 
 

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxprune.ir.edit import add_initializer, copy_node, replace_nodes
+from onnxprune.ir.edit import add_initializer, copy_message, replace_nodes
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, nested, set_attribute
 from onnxprune.ir.shapes import Shapes
@@ -246,13 +246,13 @@ def _rewrite(
     last = fused.chain[-1].output[0] if fused.chain else node.output[0]
     # each part keeps an axis of length 1, so that the chain can be copied unchanged
     for i, piece in enumerate(pieces):
-        reshape = copy_node(node)
+        reshape = copy_message(node)
         reshape.name = f"{name}.part{i}"
         reshape.input[:] = [piece, target]
         reshape.output[:] = [f"{node.output[0]}.box{i}"]
         nodes.append(reshape)
         for step in fused.chain:
-            moved = copy_node(step)
+            moved = copy_message(step)
             moved.name = f"{step.name or step.output[0]}.part{i}"
             moved.input[0] = nodes[-1].output[0]
             moved.output[0] = f"{step.output[0]}.box{i}"
