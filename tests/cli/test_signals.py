@@ -6,32 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
 
-from onnxprune.cli import INTERRUPTED, run, signals
-from onnxprune.cli.app import app
-from onnxprune.cli.signals import SIGNALS
+from onnxprune.cli.signals import INTERRUPTED, SIGNALS
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
-
-
-@pytest.fixture(autouse=True)
-def _heed_interrupts() -> Iterator[None]:
-    """Heed both signals: processes in the background ignore SIGINT, and so do those they start.
-
-    A library that has installed a handler of its own in C, as Ray does, would end the process of
-    the tests at SIGTERM.
-    """
-    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        if handler is not None:  # Python cannot put a handler of C back
-            signal.signal(number, handler)
-
 
 # sends a signal while a module is imported, or a second one in the handler of the first
 DURING_IMPORT = """
@@ -51,44 +32,55 @@ main()
 """
 
 
+def execute(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, which a signal may end.
+
+    It heeds SIGINT: processes in the background ignore it, and so do those that they start.
+    """
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    return subprocess.run(
+        [sys.executable, "-c", heed + code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("place", ["click", "onnxprune.cli.app", "onnxprune.engines"])
 def test_signal_during_imports_is_one_sentence(number: int, place: str) -> None:
     code = DURING_IMPORT.format(place=place, number=int(number))
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = execute(code)
     # -2: Python ends by SIGINT itself where one passed through code that was compiled from text
     assert done.returncode in (INTERRUPTED, -signal.SIGINT), done.stderr
     assert done.stderr.strip().startswith("error[interrupted]") and "Trace" not in done.stderr
 
 
-@pytest.mark.parametrize("failure", [ImportError("initialization failed"), SystemExit(1)])
+# runs a command, in the place of which a signal arrives; a library turns that into its own error
+SWALLOWED = """
+import signal, sys
+from onnxprune.cli import run
+from onnxprune.cli.app import app
+signals = (signal.SIGINT, signal.SIGTERM)
+for number in signals:
+    signal.signal(number, signal.default_int_handler)
+def swallow(**_):
+    try:
+        # to this thread: the system may deliver a signal of the process to another, later
+        signal.raise_signal({number})
+    except KeyboardInterrupt:
+        raise {failure} from None
+app.main = swallow
+code = run(["doctor"])
+kept = all(signal.getsignal(number) is signal.default_int_handler for number in signals)
+sys.exit(code if kept else 99)
+"""
+
+
+@pytest.mark.parametrize("failure", ["ImportError('initialization failed')", "SystemExit(1)"])
 @pytest.mark.parametrize("number", SIGNALS)
-def test_failure_after_a_signal_is_an_interrupt(
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    number: int,
-    failure: BaseException,
-) -> None:
-    def swallow(**_: Any) -> NoReturn:
-        try:
-            # to this thread: the system may deliver a signal of the process to another, later
-            signal.raise_signal(number)
-        except KeyboardInterrupt:
-            raise failure from None
-        raise AssertionError("no interrupt")
-
-    def end() -> NoReturn:
-        raise AssertionError("ended at once")
-
-    # the real one would end the process of the tests
-    monkeypatch.setattr(signals, "end", end)
-    monkeypatch.setattr(app, "main", swallow)
-    before = [signal.getsignal(s) for s in SIGNALS]
-    assert run(["doctor"]) == INTERRUPTED
-    assert capfd.readouterr().err.startswith("error[interrupted]: stopped")
-    assert [signal.getsignal(s) for s in SIGNALS] == before
+def test_failure_after_a_signal_is_an_interrupt(number: int, failure: str) -> None:
+    done = execute(SWALLOWED.format(number=int(number), failure=failure))
+    # -2: Python ends by SIGINT itself where one passed through code that was compiled from text
+    assert done.returncode in (INTERRUPTED, -signal.SIGINT), done.stderr
+    assert done.stderr.startswith("error[interrupted]: stopped")
 
 
 @pytest.mark.parametrize("lost", ["destructor", "second"])
@@ -101,21 +93,21 @@ def test_lost_and_second_signals_end_the_process(lost: str) -> None:
         "import os\nfrom onnxprune.cli.signals import interruptible\n"
         f"with interruptible():\n    exec({body!r})\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = execute(code)
     assert done.returncode == INTERRUPTED
     assert done.stderr.startswith("error[interrupted]: ended at once")
     assert "Traceback" not in done.stderr
 
 
-def test_ignored_signals_stay_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        monkeypatch.setattr(app, "main", lambda **_: signal.raise_signal(signal.SIGINT))
-        assert run(["doctor"]) == 0
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_ignored_signals_stay_ignored() -> None:
+    code = (
+        "import signal, sys\nfrom onnxprune.cli import run\nfrom onnxprune.cli.app import app\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "app.main = lambda **_: signal.raise_signal(signal.SIGINT)\n"
+        "sys.exit(run(['doctor']))\n"
+    )
+    done = execute(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_interrupt_of_executed_text_exits_with_a_code(tmp_path: Path) -> None:
