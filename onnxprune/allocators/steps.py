@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from onnxprune.allocators.base import Constraints, WidthStep, ordered, widths
+from onnxprune.analysis.group_names import former_names
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import UsageError
 from onnxprune.types import Group, Scores
@@ -123,11 +124,7 @@ def asked_ratios(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str, f
     """
     result: dict[str, float] = {}
     for pattern, ratio in ratios.items():
-        matches = [
-            group.name
-            for i, group in enumerate(analysis.groups)
-            if fnmatchcase(group.name, pattern) or pattern == f"#{i}"
-        ]
+        matches = _match_groups(analysis, pattern)
         if not matches:
             raise UsageError(
                 "ratio-unmatched",
@@ -135,6 +132,18 @@ def asked_ratios(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str, f
             )
         result.update(dict.fromkeys(matches, ratio))
     return result
+
+
+def _match_groups(analysis: Analysis, pattern: str) -> list[str]:
+    """Return the names of the groups that a pattern, or a number as in "#2", stands for."""
+    groups = analysis.groups
+    matches = [
+        group.name
+        for i, group in enumerate(groups)
+        if fnmatchcase(group.name, pattern) or pattern == f"#{i}"
+    ]
+    former = former_names(groups, analysis.model.weights)
+    return matches or [group.name for name, group in former.items() if fnmatchcase(name, pattern)]
 
 
 def _choose_nearest(chain: list[int], exact: float) -> int:

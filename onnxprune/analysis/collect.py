@@ -9,7 +9,9 @@ import numpy as np
 
 from onnxprune.analysis.cost import WEIGHT_TYPES, Axes
 from onnxprune.analysis.folded import arrays_of
-from onnxprune.analysis.groups import Analysis, Member, frozen_axis, mixed_causes
+from onnxprune.analysis.frozen import frozen_axis, mixed_causes
+from onnxprune.analysis.group_names import find_lead, label_nodes, number_equal, spell_part
+from onnxprune.analysis.groups import Analysis, Member
 from onnxprune.analysis.state import KERNEL_POSITION, Record, Use
 from onnxprune.ir.nodes import label
 from onnxprune.types import Frozen, Group, Site
@@ -191,21 +193,18 @@ def _list_members(
 
 
 def _make_names(record: Record, members: list[list[Member]]) -> list[str]:
-    """Return a unique name per group: that of the node of its first producer."""
-    names: list[str] = []
-    seen: dict[str, int] = {}
-    for sites in members:
-        # a layer is named by its weight, not by a bias or scale that is a site as well
-        producers = (
-            m
-            for m in sites
-            if m.site.role == "produces" and len(record.model.weights[m.site.tensor].shape) > 1
-        )
-        base = next(producers, sites[0]).site.node
-        seen[base] = seen.get(base, 0) + 1
-        # several groups may begin at one node: numbered in the order of their axes
-        names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
-    return names
+    """Return a unique name per group."""
+    weights, labels = record.model.weights, label_nodes(record)
+    names, keys = [], []
+    for own in members:
+        lead = own[find_lead([m.site for m in own], weights)]
+        node = record.uses[lead.use].node
+        length = weights[lead.site.tensor].shape[lead.site.axis]
+        op = record.nodes[node].op_type
+        names.append(labels[node] + spell_part(length, lead.positions, lead.channels, op))
+        # heads of several levels have one name: the coarser comes first
+        keys.append(lead.positions[lead.channels == 0].tolist())
+    return number_equal(names, keys)
 
 
 def _find_frozen_axes(record: Record) -> tuple[Frozen, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from onnx import NodeProto
@@ -13,6 +13,8 @@ from onnx import NodeProto
 from onnxprune.analysis.cost import Axes, CostTable, cost_table
 from onnxprune.analysis.definitions import name_uncounted
 from onnxprune.analysis.folded import Axis, Folded, KeptPositions
+from onnxprune.analysis.frozen import frozen_axis, mixed_causes
+from onnxprune.analysis.group_names import former_names
 from onnxprune.analysis.sharing import shared_uses
 from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Mask, Record, Use
@@ -24,6 +26,7 @@ from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.values import Dim
 from onnxprune.types import Cost, Frozen, Group, Plan, Site
 
+T = TypeVar("T")
 Kept = Mapping[str, Sequence[int] | np.ndarray]  # group -> indices of its kept channels
 
 
@@ -223,7 +226,8 @@ class Analysis(AnalysisSummary):
 
     @cached_property
     def _by_name(self) -> dict[str, Group]:
-        return {g.name: g for g in self.groups}
+        own = {g.name: g for g in self.groups}
+        return former_names(self.groups, self.model.weights) | own
 
     def members(self, name: str) -> tuple[Member, ...]:
         """Return where the channels of a group are in the initializers, one entry per site."""
@@ -244,7 +248,8 @@ class Analysis(AnalysisSummary):
         """
         removed = np.zeros(self.axes.causes + 1, bool)
         for name, indices in kept.items():
-            size = self.group(name).size
+            group = self.group(name)
+            size = group.size
             index = np.asarray(indices, np.int64)
             if len(index) and (index.min() < 0 or index.max() >= size):
                 raise UsageError(
@@ -254,7 +259,7 @@ class Analysis(AnalysisSummary):
                 )
             mask = np.ones(size, bool)
             mask[index] = False
-            removed[self.causes[name][mask]] = True
+            removed[self.causes[group.name][mask]] = True
         return removed
 
     def keep(self, ids: np.ndarray, removed: np.ndarray) -> np.ndarray:
@@ -360,6 +365,7 @@ class Analysis(AnalysisSummary):
         Where the groups together would leave an axis without a position, the channels of one
         position are kept as well.
         """
+        kept = self._rename(kept)
         for table in self.emptied_axes(kept):
             kept = self._restore_position(kept, table)
         pruned = {n: tuple(map(int, k)) for n, k in kept.items() if len(k) < self.group(n).size}
@@ -399,8 +405,12 @@ class Analysis(AnalysisSummary):
             result[name] = tuple(sorted({*indices, *channels}))
         return result
 
-    def check(self, plan: Plan) -> None:
-        """Check that a plan is for this model and this analysis.
+    def _rename(self, values: Mapping[str, T]) -> dict[str, T]:
+        """Return values by group under the names of this version."""
+        return {self.group(name).name: value for name, value in values.items()}
+
+    def check(self, plan: Plan) -> Plan:
+        """Check that a plan is for this model and this analysis; return it with current names.
 
         Raises
         ------
@@ -420,31 +430,12 @@ class Analysis(AnalysisSummary):
                     f"group {name!r} has {self.group(name).size} channels in this analysis and "
                     f"{size} in the plan; use the options of the analysis that made the plan",
                 )
-        for table in self.emptied_axes(plan.kept):
-            names = [n for n in plan.kept if np.isin(self.causes[n], table).any()]
+        kept = self._rename(plan.kept)
+        for table in self.emptied_axes(kept):
+            names = [n for n in kept if np.isin(self.causes[n], table).any()]
             raise UsageError(
                 "plan-empties-axis",
                 f"the plan leaves an axis of {len(table)} positions without any: it depends on "
                 f"groups {', '.join(map(repr, names))} together; keep more of their channels",
             )
-
-
-def mixed_causes(record: Record, axes: Axes) -> np.ndarray:
-    """Return the causes along which an operator mixes that `allow_mixing` opened.
-
-    Returns
-    -------
-    mixed : (number of causes + 1,) bool array
-    """
-    flags = np.zeros(axes.causes + 1, bool)
-    for ids in record.mixed:
-        flags[axes.table(ids).ravel()] = True
-    # the padding of the tables stands for frozen positions, which are never mixed
-    flags[-1] = False
-    return flags
-
-
-def frozen_axis(record: Record, tensor: str, axis: int, number: int) -> Frozen:
-    """Return a frozen axis with the reason of a number."""
-    reason = record.why(number)
-    return Frozen(tensor, axis, reason.op, reason.node or reason.tensor, reason.text)
+        return replace(plan, kept=kept, sizes=self._rename(plan.sizes))

@@ -110,7 +110,7 @@ def verify_written(
     VerificationError
         The model does not belong to the plan, or the cut is wrong.
     """
-    analysis.check(plan)
+    plan = analysis.check(plan)
     repair, result = plan.decided_by.get("repair", "none"), plan.decided_by.get(RESULT)
     # without a repair the weights equal the original's; without a hash there is nothing else to
     # compare the model with

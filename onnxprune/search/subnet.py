@@ -29,7 +29,7 @@ def unit_names(analysis: Analysis) -> dict[str, str]:
 
 def to_subnet(analysis: Analysis, plan: Plan) -> dict[str, int]:
     """Return unit name -> kept count of all groups; UsageError if the plan is of another model."""
-    analysis.check(plan)
+    plan = analysis.check(plan)
     return {
         # a plan names only the groups that it cuts
         unit: len(plan.kept.get(name, range(analysis.group(name).size)))

@@ -32,7 +32,7 @@ def cut(analysis: Analysis, plan: Plan) -> Model:
         The plan was made for another model, or a group keeps no channel although its branch
         cannot be removed.
     """
-    analysis.check(plan)
+    plan = analysis.check(plan)
     editor = Editor(analysis, analysis.model.edit(), analysis.removed(plan.kept))
     _slice_weights(editor)
     rewrite_literals(editor)

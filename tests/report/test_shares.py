@@ -67,8 +67,8 @@ def test_roles_of_a_transformer(zoo: Path) -> None:
     found = {group.name: describe_role(analysis, group, roles) for group in analysis.groups}
     assert found["/0/projection/Conv"] == "residual stream"
     assert found["/1/1.0/1.0.1/fn/fn.1/fn.1.0/MatMul"] == "MLP hidden"
-    assert found["/1/1.0/1.0.0/fn/fn.1/value/MatMul"] == "v"
-    assert found["/1/1.0/1.0.0/fn/fn.1/query/MatMul#2"] == "q, k"
+    assert found["/1/1.0/1.0.0/fn/fn.1/value/MatMul/dims"] == "v"
+    assert found["/1/1.0/1.0.0/fn/fn.1/query/MatMul/dims"] == "q, k"
     assert found["/1/1.0/1.0.0/fn/fn.1/query/MatMul"] == "heads (q, k, v)"
 
 
