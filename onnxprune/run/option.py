@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.errors import UsageError
+from onnxprune import RENAMED_OPTIONS
+from onnxprune.data.presets import expand_preset
+from onnxprune.errors import UsageError, unknown
 from onnxprune.named import shown
 from onnxprune.run.target import Target
 
@@ -75,6 +77,24 @@ def option_field(
     """Return a dataclass field that carries its `Option`."""
     description = Option(parse, stage, help, metavar, repeatable)
     return dataclasses.field(default=default, metadata={"option": description})
+
+
+def check_keys(
+    values: Mapping[str, Any], where: str, known: Mapping[str, Option]
+) -> dict[str, Any]:
+    """Return the values under current option names, with those of a preset.
+
+    Raises
+    ------
+    UsageError
+        A key does not exist; `where` names its source in the message.
+    """
+    values = {RENAMED_OPTIONS.get(key, key): value for key, value in values.items()}
+    for key in values:
+        if key not in known:
+            problem = unknown("key", key, known)
+            raise UsageError("unknown-key", f"{where}: {problem.message}")
+    return expand_preset(values)
 
 
 def to_plain(value: Any) -> Any:

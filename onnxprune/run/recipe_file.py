@@ -15,7 +15,8 @@ from onnxprune.data import DATA_SOURCES
 from onnxprune.data.label_formats import FORMATS
 from onnxprune.errors import UsageError
 from onnxprune.files import read_text
-from onnxprune.run.recipe import Recipe, check_keys
+from onnxprune.run.option import check_keys
+from onnxprune.run.recipe import OPTIONS, Recipe
 
 MOST_CHARACTERS = 1 << 20  # parsers of TOML take over a hundred times as much memory
 PROVENANCE = "provenance"  # table of a resolved recipe with its origin; ignored when read
@@ -49,7 +50,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, RecursionError) as problem:
         raise UsageError("recipe-not-toml", f"recipe {path} is not TOML: {problem}") from problem
     values.pop(PROVENANCE, None)
-    values = check_keys(values, f"recipe {path}")
+    values = check_keys(values, f"recipe {path}", OPTIONS)
     return _resolve_paths(values, os.path.dirname(os.fspath(path)))
 
 

@@ -46,6 +46,10 @@ onnxprune.optimize("model.onnx", smaples=8)  # wrong name
 onnxprune.optimize("model.onnx", samples="8")  # wrong type
 onnxprune.optimize("model.onnx", target=0.5)  # wrong type
 onnxprune.optimize(12)  # no model
+recipe = onnxprune.Recipe(target="macs=50%", mean=0.5, resize="letterbox", ratio={"a": "50%"})
+ratios: dict[str, float] = dict(onnxprune.Recipe(samples=8).ratio)
+onnxprune.Recipe(smaples=8)  # wrong name
+onnxprune.Recipe(samples="8")  # wrong type
 result.model.weights["w"] = 3  # read-only
 result.reprot  # wrong name
 onnxprune.optimise("model.onnx")  # wrong name
