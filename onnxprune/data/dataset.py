@@ -367,22 +367,31 @@ def _mirror(sample: Mapping[str, np.ndarray], inputs: Inputs) -> dict[str, np.nd
 
 
 def _skip_unreadable(data: Data) -> Data:
-    """Return the data without samples that cannot be decoded, of sources that find these.
+    """Return the data without samples that cannot be decoded, of sources that find these."""
+    kept, reasons = find_readable(data.source, data.chosen)
+    return replace(_select(data, kept), skipped=reasons) if reasons else data
+
+
+def find_readable(source: Any, chosen: Sequence[int]) -> tuple[list[int], tuple[str, ...]]:
+    """Return the samples that can be decoded, and why the others cannot.
+
+    Parameters
+    ----------
+    source
+        A source of any kind; all samples of one without `find_unreadable` count as readable.
 
     Raises
     ------
     DataError
-        None can be decoded, or too few for a batch of a fixed size.
+        None can be decoded.
     """
-    find = getattr(data.source, "find_unreadable", None)
-    reasons: Mapping[int, str] = find(data.chosen) if find else {}
-    if not reasons:
-        return data
-    kept = [index for index in data.chosen if index not in reasons]
-    if not kept:
+    find = getattr(source, "find_unreadable", None)
+    reasons: Mapping[int, str] = find(chosen) if find else {}
+    kept = [index for index in chosen if index not in reasons]
+    if reasons and not kept:
         count = plural(len(reasons), "selected image")
         raise DataError("data-image", f"cannot read any of {count}: {next(iter(reasons.values()))}")
-    return replace(_select(data, kept), skipped=tuple(reasons.values()))
+    return kept, tuple(reasons.values())
 
 
 def _check(data: Data) -> None:

@@ -51,7 +51,7 @@ class Images:
 
     def find_unreadable(self, indices: Sequence[int]) -> dict[int, str]:
         """Return index -> reason of the files that no decoder can read to the end."""
-        reasons = {index: _try_to_decode(self.files[index]) for index in indices}
+        reasons = {index: find_defect(self.files[index]) for index in indices}
         return {i: f"{self.files[i]}: {reason}" for i, reason in reasons.items() if reason}
 
     def describe(self) -> str:
@@ -111,10 +111,11 @@ def open_images(location: Location, inputs: Inputs, samples: int, seed: int) -> 
     return Images(place, files, inputs, name)
 
 
-def _try_to_decode(file: Path) -> str:
+def find_defect(file: Path | BinaryIO) -> str:
     """Return why an image cannot be decoded, "" if it can; images that are too large can."""
     try:
-        open_regular(file).close()  # a named pipe would block the decoder
+        if isinstance(file, Path):
+            open_regular(file).close()  # a named pipe would block the decoder
         with pillow().open(file) as image:
             if image.width * image.height <= MOST_PIXELS:
                 # an eighth of the size takes a fraction of the time where the format allows it

@@ -7,16 +7,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from onnxprune.data.image_fit import Fit, plan_fit
 from onnxprune.data.inputs import Inputs
 from onnxprune.data.label_formats.base import BOXES, find_image_inputs
-from onnxprune.data.preprocess import channels_last, channels_of, crop_start, plan_fit
+from onnxprune.data.label_formats.masks import IGNORED
+from onnxprune.data.preprocess import channels_last, channels_of
 
 IMAGE_SIZE = "image_size"  # label that is added to boxes: height and width of the original image
 MASKS = "masks"
 
 
 class Region(NamedTuple):
-    """Part of an image that the model sees, as fractions of its height and width."""
+    """What the model sees of an image, as fractions of its height and width.
+
+    Below 0 and above 1 it is padding.
+    """
 
     top: float
     left: float
@@ -29,9 +34,10 @@ def follow_image(
 ) -> dict[str, np.ndarray]:
     """Return labels of what the model sees of an image.
 
-    Boxes are clipped to a crop, and those outside are left out; masks are cropped. A resize changes
-    neither: boxes are fractions, and masks have the size of the image. Boxes get the label
-    IMAGE_SIZE: height and width, in pixels of the original, of what the model sees.
+    Boxes are clipped to a crop, and those outside are left out; masks are cropped. Of a letterbox,
+    boxes are fractions of the padded image, and masks are padded with the class that is not scored.
+    A resize changes neither: boxes are fractions, and masks have the size of the image. Boxes get
+    the label IMAGE_SIZE: height and width, in pixels of the original, of what the model sees.
 
     Parameters
     ----------
@@ -44,12 +50,11 @@ def follow_image(
     size = _find_size(raw, inputs, where)
     if size is None:
         return result
-    region = _find_region(size, inputs)
+    fit = _find_fit(size, inputs)
+    region = _find_region(fit)
     height, width = size
     if region is not None and MASKS in labels and labels[MASKS].shape == size:
-        rows = slice(round(region.top * height), round(region.bottom * height))
-        columns = slice(round(region.left * width), round(region.right * width))
-        result[MASKS] = labels[MASKS][rows, columns]
+        result[MASKS] = fit.show(labels[MASKS], IGNORED)
     if BOXES not in labels:
         return result
     if region is not None:
@@ -73,16 +78,21 @@ def _find_size(raw: Mapping[str, Any], inputs: Inputs, where: str) -> tuple[int,
     return int(shape[0]), int(shape[1])
 
 
-def _find_region(size: tuple[int, int], inputs: Inputs) -> Region | None:
-    """Return the part of an image that remains after a crop, None for all of it."""
+def _find_fit(size: tuple[int, int], inputs: Inputs) -> Fit:
+    """Return how an image of a size gets that of the only image input."""
     name, axes = find_image_inputs(inputs)[0]
     shape = inputs.items[name].shape
-    resized, crop = plan_fit(size, (shape[axes.height], shape[axes.width]), inputs.preprocess)
-    if crop is None or crop == resized:
+    chosen = inputs.preprocess
+    return plan_fit(size, (shape[axes.height], shape[axes.width]), chosen.resize, chosen.crop)
+
+
+def _find_region(fit: Fit) -> Region | None:
+    """Return what the model sees of an image, None for exactly all of it."""
+    if fit.shown == fit.size:
         return None
-    top, left = crop_start(resized, crop)
-    height, width = resized
-    return Region(top / height, left / width, (top + crop[0]) / height, (left + crop[1]) / width)
+    (top, left), (height, width) = fit.start, fit.size
+    rows, columns = fit.shown
+    return Region(top / height, left / width, (top + rows) / height, (left + columns) / width)
 
 
 def _clip(boxes: np.ndarray, region: Region) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxprune.data.dataset import group_alike
+from onnxprune.data.dataset import find_readable, group_alike
 from onnxprune.data.inputs import Batch, Inputs, read_inputs
 from onnxprune.data.label_formats import LabeledSource, open_source
 from onnxprune.data.label_formats.base import BOXES, find_image_inputs
@@ -77,11 +77,14 @@ class LabeledData:
         The model's inputs.
     chosen
         Indices of the selected samples.
+    skipped
+        Reasons of the images that cannot be decoded, which are left out with their labels.
     """
 
     source: LabeledSource
     inputs: Inputs
     chosen: tuple[int, ...]
+    skipped: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -90,7 +93,8 @@ class LabeledData:
 
     def describe(self) -> str:
         """Return one line for a report."""
-        return f"{self.samples} labeled {self.source.describe()}"
+        skipped = f", {len(self.skipped)} unreadable skipped" if self.skipped else ""
+        return f"{self.samples} labeled {self.source.describe()}{skipped}"
 
     def fingerprint(self) -> str:
         """Return a hex sha256 of content, selection, preprocessing and the inputs' types."""
@@ -204,7 +208,8 @@ def open_labeled(
     Raises
     ------
     DataError
-        The data do not exist, have no labels, or contain arrays of different lengths.
+        The data do not exist, have no labels, contain arrays of different lengths, or none of
+        their images can be decoded.
     """
     known = read_inputs(inputs, preprocess, shapes, batch_axes, model)
     if isinstance(spec, Named):
@@ -216,7 +221,8 @@ def open_labeled(
         generator = np.random.default_rng(seed)
         # ascending, so that stored samples are read in their order
         indices = sorted(generator.choice(source.count, samples, replace=False).tolist())
-    return LabeledData(source, known, tuple(indices))
+    kept, skipped = find_readable(source, indices)
+    return LabeledData(source, known, tuple(kept), skipped)
 
 
 def _open_object(spec: Named, inputs: Inputs) -> LabeledSource:

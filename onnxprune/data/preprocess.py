@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.data.image_fit import PADDING, plan_fit
+from onnxprune.data.presets import LETTERBOX
 from onnxprune.errors import DataError, MissingExtraError, UsageError, unknown
 from onnxprune.ir.example_sizes import image_channel_axis
 
@@ -37,8 +39,8 @@ class Preprocess:
     ----------
     resize
         (height, width) stretches; one number is the length of the shorter side and keeps the aspect
-        ratio; None takes the model's height and width (no resize where these are dynamic or `crop`
-        is given).
+        ratio; "letterbox" keeps it too and pads with gray to the model's height and width; None
+        takes the model's height and width (no resize where these are dynamic or `crop` is given).
     crop
         Center crop after the resize: (height, width), or one number for a square. With a one-number
         `resize` it defaults to the model's size.
@@ -62,7 +64,7 @@ class Preprocess:
         A value is invalid.
     """
 
-    resize: int | tuple[int, int] | None = None
+    resize: int | tuple[int, int] | str | None = None
     crop: int | tuple[int, int] | None = None
     interp: str = "bilinear"
     scale: float = 1 / 255
@@ -81,6 +83,12 @@ class Preprocess:
         for key in ("resize", "crop"):
             # the class is frozen
             object.__setattr__(self, key, _parse_size(key, getattr(self, key)))
+        if self.resize == LETTERBOX and self.crop is not None:
+            raise UsageError(
+                "preprocess-size",
+                "preprocess: a letterbox shows entire images, so crop does not apply; omit it, or "
+                "give another resize",
+            )
         for key in ("scale", "mean", "std", "post"):
             numbers = _parse_numbers(key, getattr(self, key))
             if key in ("scale", "post") and len(numbers) != 1:
@@ -264,53 +272,24 @@ def _fit(
     where: str,
 ) -> np.ndarray:
     """Resize and crop to the model's size, as far as that is static."""
-    known = [side if isinstance(side, int) else None for side in target]
-    size, crop = plan_fit((pixels.shape[0], pixels.shape[1]), target, preprocess)
-    pixels = _resize(pixels, size, preprocess.interp)
-    if crop is not None:
-        pixels = _crop(pixels, crop, where)
-    result = pixels.shape[:2]
-    if any(side not in (None, actual) for side, actual in zip(known, result, strict=True)):
+    given = (pixels.shape[0], pixels.shape[1])
+    fit = plan_fit(given, target, preprocess.resize, preprocess.crop)
+    pixels = _resize(pixels, fit.size, preprocess.interp)
+    if min(fit.start) < 0 and preprocess.resize != LETTERBOX:
         raise DataError(
             "data-shape",
-            f"{where}: resize and crop give {_spell(result)}, "
+            f"{where}: {_spell(fit.size)} after resize is smaller than the crop "
+            f"{_spell(fit.shown)}; set a larger resize",
+        )
+    pixels = fit.show(pixels, PADDING)
+    known = [side if isinstance(side, int) else None for side in target]
+    if any(side not in (None, actual) for side, actual in zip(known, fit.shown, strict=True)):
+        raise DataError(
+            "data-shape",
+            f"{where}: resize and crop give {_spell(fit.shown)}, "
             f"the model takes {'x'.join(map(str, target))}",
         )
     return pixels
-
-
-def plan_fit(
-    given: tuple[int, int],
-    target: tuple[int | str | None, int | str | None],
-    preprocess: Preprocess,
-) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """Return the size to resize an image to, and that of its center to crop, None for all of it.
-
-    Parameters
-    ----------
-    given, target
-        Height and width of the image, and of the model's input.
-    """
-    known = [side if isinstance(side, int) else None for side in target]
-    resize, crop = preprocess.resize, preprocess.crop
-    height, width = given
-    if isinstance(resize, int):
-        # rounded down, as torchvision's Resize does
-        short = min(height, width)
-        size = (resize * height // short, resize * width // short)
-    elif resize is not None:
-        size = resize
-    # neither is given: straight to the model's size, whatever the aspect ratio
-    elif crop is None:
-        size = (known[0] or height, known[1] or width)
-    else:
-        size = (height, width)
-    # a one-number resize keeps the aspect ratio, so the excess is cropped as well
-    if crop is not None:
-        return size, (crop, crop) if isinstance(crop, int) else crop
-    if isinstance(resize, int):
-        return size, (known[0] or size[0], known[1] or size[1])
-    return size, None
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], interp: str) -> np.ndarray:
@@ -323,24 +302,6 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], interp: str) -> np.ndarra
     # Pillow's sizes are width and height
     resized = np.asarray(image.resize((size[1], size[0]), kernel))
     return resized[..., None] if resized.ndim == 2 else resized
-
-
-def _crop(pixels: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
-    """Return the center, positioned as in torchvision."""
-    height, width = pixels.shape[:2]
-    if size[0] > height or size[1] > width:
-        raise DataError(
-            "data-shape",
-            f"{where}: {height}x{width} after resize is smaller than the crop {size[0]}x{size[1]}; "
-            "set a larger resize",
-        )
-    top, left = crop_start((height, width), size)
-    return pixels[top : top + size[0], left : left + size[1]]
-
-
-def crop_start(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
-    """Return row and column at which the center of a size begins."""
-    return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2)
 
 
 def pillow() -> Any:
@@ -358,10 +319,10 @@ def pillow() -> Any:
     return Image
 
 
-def _parse_size(key: str, value: Any) -> int | tuple[int, int] | None:
+def _parse_size(key: str, value: Any) -> int | tuple[int, int] | str | None:
     """Return a size as one number or (height, width)."""
-    if value is None:
-        return None
+    if value is None or (key == "resize" and value == LETTERBOX):
+        return None if value is None else LETTERBOX
     sides: list[Any] = []
     if isinstance(value, int):
         sides = [value]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+LETTERBOX = "letterbox"  # value of --resize: keeps the aspect ratio and pads, see data/image_fit.py
 PRESET = "preprocess"  # option that names one
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB, pixels of 0..1
 _MEAN_255, _STD_255 = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # pixels of 0..255
@@ -30,6 +31,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "none": _numbers(1.0),
     }
 )
+# further options of presets, which say nothing about the values of pixels
+_FURTHER: Mapping[str, Mapping[str, Any]] = {"yolo": {"resize": LETTERBOX}}
 
 
 def expand_preset(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,4 +40,5 @@ def expand_preset(values: Mapping[str, Any]) -> dict[str, Any]:
 
     An unknown preset is left to the option's parser.
     """
-    return {**PRESETS.get(str(values.get(PRESET)), {}), **values}
+    name = str(values.get(PRESET))
+    return {**PRESETS.get(name, {}), **_FURTHER.get(name, {}), **values}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,8 +34,6 @@ class Measurement:
         None if not compared.
     layers
         Times of the kernels, if they were profiled.
-    device
-        Host, power mode and ranges of clock and temperature of another machine; None = this one.
     """
 
     engine: str
@@ -60,7 +57,6 @@ class Measurement:
     difference: float | None = None
     layers: tuple[LayerTime, ...] = ()
     times_ms: tuple[float, ...] = ()
-    device: Mapping[str, Any] | None = None
 
     @property
     def iqr_ms(self) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.report.record import ReportRecord, omitted, one
+from onnxprune.report.record import ReportRecord, omitted, one, optional
 
 _GOLDEN = 0.618033988749895  # of the hue circle: neighboring classes get distant hues
 
@@ -53,6 +53,8 @@ class Example(ReportRecord):
         The true class, "" without.
     agreement
         How far both predictions agree, from 0 to 1.
+    truth
+        Labeled boxes, with a score of 1, or the labeled mask; empty without.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Example(ReportRecord):
     agreement: float | None = omitted(None)
     before: Prediction = one(Prediction)
     after: Prediction = one(Prediction)
+    truth: Prediction = optional(Prediction)
 
 
 def class_color(index: int) -> tuple[int, int, int]:

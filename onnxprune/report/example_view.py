@@ -14,6 +14,7 @@ from onnxprune.report.text import clip
 
 MOST_EXAMPLES = 8
 MOST_BOXES = 20
+LABELS = "Labels"  # title of the panel with what is labeled
 MOST_TEXTS = 5  # boxes with class and score
 MOST_LETTERS = 24  # of a class
 # letters of a data URI, and of all of them: the page stays small whatever report.json holds
@@ -67,7 +68,7 @@ def example_views(report: Report) -> list[ExampleView]:
     """Return the examples of the page."""
     views, left = [], MOST_PICTURES
     for i, row in enumerate(report.examples[:MOST_EXAMPLES]):
-        left -= sum(len(part.picture) for part in (row, row.before, row.after))
+        left -= sum(len(part.picture) for part in (row, row.before, row.after, row.truth))
         # an example without its picture still has its predictions
         views.append(_view(row, i, left >= 0))
     return views
@@ -83,15 +84,16 @@ def _view(row: Example, number: int, has_pictures: bool) -> ExampleView:
     svg = None
     if picture and not over:
         svg = _draw(size, f"{row.name}, as the model gets it", picture, f"input-{number}")
-    panels = []
-    for title, prediction in (("Before", row.before), ("After", row.after)):
+    panels: list[Panel] = []
+    for title, prediction in _list_predictions(row):
         drawn = None
         summary = _summarize(row, prediction)
         label = f"{row.name}, {title.lower()}: {summary or 'prediction'}"
         if over:
-            # the first panel holds the picture, the second one refers to it
-            source = picture if title == "Before" else ""
-            drawn = _draw(size, label, source, f"input-{number}", prediction)
+            # the first panel holds the picture, the others refer to it
+            source = "" if panels else picture
+            has_scores = title != LABELS
+            drawn = _draw(size, label, source, f"input-{number}", prediction, has_scores)
         elif picture and row.kind == "image" and _is_picture(prediction.picture):
             drawn = _draw(size, label, prediction.picture, "")
         panels.append(Panel(title, drawn, _list_bars(row, prediction), summary))
@@ -99,6 +101,13 @@ def _view(row: Example, number: int, has_pictures: bool) -> ExampleView:
     return ExampleView(
         row, svg, panels, _spell_agreement(row), agreement is None or agreement > 0.9
     )
+
+
+def _list_predictions(row: Example) -> list[tuple[str, Prediction]]:
+    """Return what is shown side by side: the labels, if there are any, and both predictions."""
+    pair = [("Before", row.before), ("After", row.after)]
+    has_labels = row.kind in ("boxes", "mask") and len(row.truth) > 0
+    return [(LABELS, row.truth), *pair] if has_labels else pair
 
 
 def _is_picture(text: str) -> bool:
@@ -149,6 +158,7 @@ def _draw(
     picture: str,
     name: str,
     prediction: Prediction | None = None,
+    has_scores: bool = True,
 ) -> Markup:
     """Return a picture with the masks and boxes of a prediction.
 
@@ -172,23 +182,23 @@ def _draw(
     boxes = prediction.boxes[:MOST_BOXES] if prediction is not None else ()
     # those with the highest scores last, on top, and with a text: more texts would cover each other
     for place, box in reversed(list(enumerate(boxes))):
-        _draw_box(svg, [float(value) for value in box], size, place < MOST_TEXTS)
+        text = f"{int(box[5])}: {box[4]:.2f}" if has_scores else f"{int(box[5])}"
+        _draw_box(svg, [float(value) for value in box], size, text if place < MOST_TEXTS else "")
     return Markup(ET.tostring(svg, encoding="unicode"))
 
 
-def _draw_box(svg: ET.Element, box: list[float], size: tuple[int, int], has_text: bool) -> None:
-    """Draw a box; with a text, also its class and score."""
+def _draw_box(svg: ET.Element, box: list[float], size: tuple[int, int], text: str) -> None:
+    """Draw a box, and a text if there is one."""
     width, height = size
     # boxes may exceed the picture
     x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in box[:4])
-    kind = int(box[5])
-    color = f"rgb{class_color(kind)}"
+    color = f"rgb{class_color(int(box[5]))}"
     place = {"x": f"{x1 * width:.1f}", "y": f"{y1 * height:.1f}"}
     sides = {"width": f"{(x2 - x1) * width:.1f}", "height": f"{(y2 - y1) * height:.1f}"}
     ET.SubElement(svg, "rect", {**place, **sides, "class": "found-box", "stroke": color})
-    if not has_text:
+    if not text:
         return
     # inside of the box where there is no room above it
     top = y1 * height - 3 if y1 * height > 14 else y1 * height + 11
     position = {"x": f"{x1 * width + 2:.1f}", "y": f"{top:.1f}"}
-    ET.SubElement(svg, "text", position).text = f"{kind}: {box[4]:.2f}"
+    ET.SubElement(svg, "text", position).text = text

@@ -92,6 +92,12 @@ def one(kind: type[R]) -> Any:
     return field(default_factory=kind, metadata={"convert": _make_converter(kind)})
 
 
+def optional(kind: type[R]) -> Any:
+    """Return a field that holds one record, and that JSON leaves out if it is empty."""
+    metadata = {"convert": _make_converter(kind), "omitted": True}
+    return field(default_factory=kind, metadata=metadata)
+
+
 def many(kind: type[ReportRecord]) -> Any:
     """Return a field that holds a tuple of records."""
     convert = _make_converter(kind)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.data.input_shapes import spell
-from onnxprune.data.labeled import LabeledData
+from onnxprune.data.label_formats.masks import IGNORED
+from onnxprune.data.label_geometry import MASKS
+from onnxprune.data.labeled import BOXES, LabeledData
 from onnxprune.errors import MissingExtraError, OnnxpruneError
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
@@ -89,7 +92,10 @@ def _read_samples(data: Data | LabeledData) -> Iterator[_Sample]:
     if isinstance(data, LabeledData):
         for batch in data.labeled_batches(1):
             for row in range(batch.count):
-                labels = {n: v[row] for n, v in batch.labels.items() if len(v) == batch.count}
+                labels = {n: v[row] for n, v in batch.labels.items() if n != BOXES}
+                if BOXES in batch.labels:
+                    boxes = batch.labels[BOXES]
+                    labels[BOXES] = boxes[boxes[:, 0] == row]
                 yield _Sample(next(indices), batch.feeds, row, samples_of(batch.feeds), labels)
         return
     for feeds in data.batches(1):
@@ -138,7 +144,25 @@ def _describe(
     if is_channels_last:
         # outputs have the layout of the input
         outputs = [{n: _channels_first(v) for n, v in values.items()} for values in outputs]
-    return _predict(example, outputs, options, sides)
+    example = _predict(example, outputs, options, sides)
+    return replace(example, truth=_find_truth(example, sample.labels))
+
+
+def _find_truth(example: Example, labels: Arrays) -> Prediction:
+    """Return the labels of an example in the form of its predictions."""
+    if example.kind == "boxes" and BOXES in labels:
+        rows = np.asarray(labels[BOXES], np.float64)[:MOST_BOXES]
+        low, high = rows[:, 2:4] - rows[:, 4:6] / 2, rows[:, 2:4] + rows[:, 4:6] / 2
+        return Prediction(
+            boxes=_round(np.column_stack([low, high, np.ones(len(rows)), rows[:, 1]]))
+        )
+    mask = labels.get(MASKS)
+    if example.kind == "mask" and mask is not None and np.ndim(mask) == 2:
+        size = (example.size[0], example.size[1])
+        scored = mask[mask != IGNORED]
+        classes = _list_shares(np.bincount(scored.reshape(-1)), max(scored.size, 1))
+        return Prediction(classes, picture=encode_mask(mask, size, IGNORED))
+    return Prediction()
 
 
 def _channels_first(value: np.ndarray) -> np.ndarray:
@@ -248,11 +272,15 @@ def _predict_map(example: Example, pair: list[np.ndarray], options: MetricOption
     masks = [value[0, options.class_offset :].argmax(0) for value in pair]
     rows = []
     for mask in masks:
-        counts = np.bincount(mask.reshape(-1))
-        order = np.argsort(-counts, kind="stable")[: 2 * MOST_CLASSES]
-        classes = [[int(k), float(f"{counts[k] / mask.size:.4g}")] for k in order if counts[k]]
+        classes = _list_shares(np.bincount(mask.reshape(-1)), mask.size)
         rows.append(
             Prediction(classes, picture=encode_mask(mask, (example.size[0], example.size[1])))
         )
     agreement = float((masks[0] == masks[1]).mean())
     return replace(example, kind="mask", agreement=agreement, before=rows[0], after=rows[1])
+
+
+def _list_shares(counts: np.ndarray, total: int) -> list[list[Any]]:
+    """Return [class, share of the pixels] of the most frequent classes."""
+    order = np.argsort(-counts, kind="stable")[: 2 * MOST_CLASSES]
+    return [[int(k), float(f"{counts[k] / total:.4g}")] for k in order if counts[k]]

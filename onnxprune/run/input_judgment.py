@@ -17,6 +17,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.data.dataset import Data
 from onnxprune.data.images import Images
 from onnxprune.data.inputs import Batch, Inputs, rows_of, samples_of
+from onnxprune.data.labeled import LabeledData
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.presets import PRESETS
 from onnxprune.errors import OnnxpruneError, plural
@@ -77,12 +78,18 @@ def judge_inputs(analysis: Analysis, data: Data) -> tuple[str, ...]:
         return ()
 
 
-def describe_skipped(data: Data) -> tuple[str, ...]:
-    """Return that some of the selected inputs cannot be decoded, with the first reason."""
-    count = len(data.skipped)
-    if not count:
+def describe_skipped(data: Data | LabeledData | None, what: str = "") -> tuple[str, ...]:
+    """Return that some of the selected inputs cannot be decoded, with the first reason.
+
+    Parameters
+    ----------
+    what
+        Word before "images": "labeled ".
+    """
+    if data is None or not data.skipped:
         return ()
-    images = f"{count} of {count + len(data.chosen)} images"
+    count = len(data.skipped)
+    images = f"{count} of {count + len(data.chosen)} {what}images"
     verb = "is" if count == 1 else "are"
     return (f"{images} cannot be read and {verb} skipped: {data.skipped[0]}",)
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from onnxprune.data.presets import LETTERBOX
 from onnxprune.errors import unknown
 from onnxprune.named import Named, describe, shown
 
@@ -332,6 +333,16 @@ def size(value: Any) -> int | tuple[int, int]:
     if len(parts) not in (1, 2):
         raise ValueError(f"{value!r} is not LENGTH or HEIGHTxWIDTH")
     return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def resize(value: Any) -> int | tuple[int, int] | str:
+    """Return a size, or "letterbox"."""
+    if value == LETTERBOX:
+        return LETTERBOX
+    try:
+        return size(value)
+    except ValueError as problem:
+        raise ValueError(f"{problem}, or letterbox") from None
 
 
 def mapping(parse_value: Parser, separator: str = "=") -> Parser:

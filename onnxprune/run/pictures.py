@@ -76,16 +76,23 @@ def encode_picture(pixels: np.ndarray) -> str:
     return _encode(image, "JPEG", quality=QUALITY, optimize=True)
 
 
-def encode_mask(classes: np.ndarray, size: tuple[int, int]) -> str:
-    """Return class indices (height, width) as a translucent data URI of that size."""
+def encode_mask(classes: np.ndarray, size: tuple[int, int], ignored: int | None = None) -> str:
+    """Return class indices (height, width) as a translucent data URI of that size.
+
+    Parameters
+    ----------
+    ignored
+        Class whose pixels are transparent.
+    """
     image_module = pillow()
-    image = image_module.fromarray((classes % 256).astype(np.uint8), "L")
+    image = image_module.fromarray((classes.astype(np.int64) % 256).astype(np.uint8), "L")
     # classes cannot be averaged
     image = image.resize(size, image_module.Resampling.NEAREST).convert("L")
     image = image_module.fromarray(np.asarray(image), "L").convert("P", palette=0)
     palette = [value for index in range(256) for value in class_color(index)]
     image.putpalette(palette)
-    return _encode(image, "PNG", optimize=True, transparency=bytes([OPACITY] * 256))
+    opacity = [0 if index == ignored else OPACITY for index in range(256)]
+    return _encode(image, "PNG", optimize=True, transparency=bytes(opacity))
 
 
 def _encode(image: Any, kind: str, **options: Any) -> str:

@@ -147,7 +147,8 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     analysis = count_at(analysis, inputs, recipe)
     # after the costs are counted at the data's shapes, which decide what is reachable
     recipe, raised = reachable_target(recipe, analysis, given)
-    splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
+    opened = open_labels(analysis.model, recipe)
+    splits = split_inputs(inputs, opened, recipe)
     provenance = collect_provenance(analysis, inputs)
     labels = splits.report_labels
     if labels is not None:
@@ -157,6 +158,7 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     check_metrics(source, labels, recipe)
     findings = (
         *describe_skipped(inputs),
+        *describe_skipped(opened, "labeled "),
         *judge_inputs(analysis, inputs),
         *judge_labels(analysis, labels, recipe),
     )

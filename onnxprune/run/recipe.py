@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onnxprune import RENAMED_OPTIONS
-from onnxprune.data.presets import PRESETS, expand_preset
-from onnxprune.errors import UsageError, unknown
+from onnxprune.data.presets import PRESETS
 from onnxprune.run import parsers
-from onnxprune.run.option import Option, option_field, to_plain
+from onnxprune.run.option import Option, check_keys, option_field, to_plain
 from onnxprune.run.quantize_options import QuantizeOptions
 from onnxprune.run.target import Target, parse_targets
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11
+
+    from onnxprune.run.keywords import RecipeKeywords
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +224,13 @@ class Recipe(QuantizeOptions):
         "derived from the model.",
         repeatable=True,
     )
-    resize: int | tuple[int, int] | None = option_field(
+    resize: int | tuple[int, int] | str | None = option_field(
         None,
-        parsers.optional(parsers.size),
+        parsers.optional(parsers.resize),
         "data",
         "HxW",
-        "Images: resize to HxW, or the shorter side to N. Default: the model's input size.",
+        "Images: resize to HxW, the shorter side to N, or letterbox: keep the aspect ratio and pad "
+        "with gray. Default: the model's input size.",
     )
     crop: int | tuple[int, int] | None = option_field(
         None,
@@ -254,8 +258,8 @@ class Recipe(QuantizeOptions):
         parsers.optional(parsers.choice(*PRESETS)),
         "data",
         "NAME",
-        f"Images: values for --scale, --mean, --std, --post and --layout: {', '.join(PRESETS)}; "
-        "those options override it.",
+        f"Images: values for --scale, --mean, --std, --post and --layout: {', '.join(PRESETS)} "
+        "(yolo also sets --resize letterbox); those options override it.",
     )
     scale: float = option_field(
         1 / 255,
@@ -401,6 +405,10 @@ class Recipe(QuantizeOptions):
         "Store weights in OUT.data next to the graph. Default: only above 2 GB.",
     )
 
+    if TYPE_CHECKING:
+        # the fields have the parsed types; keywords also accept what recipe files and flags do
+        def __init__(self, **options: Unpack[RecipeKeywords]) -> None: ...
+
     def __post_init__(self) -> None:
         """Parse every value."""
         for name, option in OPTIONS.items():
@@ -415,11 +423,11 @@ class Recipe(QuantizeOptions):
         UsageError
             A key does not exist; the message suggests the closest one. `where` names its source.
         """
-        return Recipe(**check_keys(values, where))
+        return Recipe(**check_keys(values, where, OPTIONS))
 
     def but(self, values: Mapping[str, Any], where: str = "options") -> Recipe:
         """Return a copy with some values replaced."""
-        return dataclasses.replace(self, **check_keys(values, where))
+        return dataclasses.replace(self, **check_keys(values, where, OPTIONS))
 
     def plain(self, stage: str | None = None) -> dict[str, Any]:
         """Return the options (of one stage) as JSON and TOML values; None is left out."""
@@ -432,19 +440,3 @@ class Recipe(QuantizeOptions):
 
 
 OPTIONS: Mapping[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Recipe)}
-
-
-def check_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the values under current option names, with those of a preset.
-
-    Raises
-    ------
-    UsageError
-        A key does not exist; `where` names its source in the message.
-    """
-    values = {RENAMED_OPTIONS.get(key, key): value for key, value in values.items()}
-    for key in values:
-        if key not in OPTIONS:
-            problem = unknown("key", key, OPTIONS)
-            raise UsageError("unknown-key", f"{where}: {problem.message}")
-    return expand_preset(values)

@@ -151,6 +151,8 @@ def test_without_pillow_the_extra_is_named(photos, monkeypatch):
         ({"resize": 0}, "preprocess-size"),
         ({"resize": (3, 4, 5)}, "preprocess-size"),
         ({"crop": 2.5}, "preprocess-size"),
+        ({"resize": "letterbox", "crop": 8}, "preprocess-size"),
+        ({"crop": "letterbox"}, "preprocess-size"),
     ],
 )
 def test_preprocess_rejects_invalid_values(settings_, code):

@@ -60,13 +60,7 @@ CLASSES = {
     "parser.get_error()": "ParserError",
     "config.get_timing_cache()": "ITimingCache",
 }
-GUARDED = {
-    "ICudaEngine.device_memory_size",
-    "BuilderFlag.FP16",
-    "BuilderFlag.BF16",
-    "BuilderFlag.INT8",
-    "BuilderFlag.TF32",
-}
+GUARDED = {"BuilderFlag.FP16", "BuilderFlag.BF16", "BuilderFlag.INT8", "BuilderFlag.TF32"}
 
 
 def used() -> set[str]:

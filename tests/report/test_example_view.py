@@ -34,6 +34,17 @@ def test_picture_is_on_the_page_once_and_referred_to() -> None:
     assert text.count(PIXEL) == 1 and text.count('<use href="#input-0"') == 1
 
 
+def test_labels_are_shown_beside_the_predictions_without_scores() -> None:
+    boxes = page(truth={"boxes": [[0.25, 0.1, 0.5, 0.9, 1.0, 4]]})
+    # the first panel holds the picture, the predictions refer to it
+    assert boxes.count(PIXEL) == 1 and boxes.count('<use href="#input-0"') == 2
+    assert "Labels: 1 box<" in boxes and ">4</text>" in boxes
+    assert 'x="80.0" y="20.0" width="80.0" height="160.0"' in boxes
+    mask = page(**{**examples("x")[2], "truth": {"classes": [[7, 0.5]], "picture": PIXEL}})
+    assert mask.count(PIXEL) == 4 and ">Labels</p>" in mask and '<i class="t"' in mask
+    assert "truth" not in Example.from_json(examples("x")[1]).to_json()
+
+
 @pytest.mark.parametrize(
     "picture",
     [

@@ -109,3 +109,27 @@ def test_boxes_are_those_above_the_score(tmp_path: Path) -> None:
     row = collect_examples(detector, detector, data, Recipe())[0]
     assert row.kind == "boxes" and row.agreement == 1.0
     assert [list(box) for box in row.before["boxes"]] == [[0.1, 0.1, 0.5, 0.5, 0.9, 3.0]]
+
+
+def test_labels_have_the_form_of_the_predictions(tmp_path: Path) -> None:
+    rows = [[0, 3, 0.5, 0.5, 0.5, 0.25], [2, 1, 0.25, 0.25, 0.5, 0.5], [2, 2, 0.5, 0.5, 1, 1]]
+    boxes = "{0.1, 0.1, 0.5, 0.5, 0.9, 3.0}"
+    detector = model(f"y = Constant <value = float[1, 1, 6] {boxes}> ()", "float[1, 1, 6] y")
+    np.savez(tmp_path / "b.npz", images=PIXELS[:3], boxes=np.array(rows, np.float64))
+    data = open_labeled(tmp_path / "b.npz", input_types(detector))
+    found = [
+        [list(box) for box in row.truth["boxes"]] if row.truth else []
+        for row in collect_examples(detector, detector, data, Recipe())
+    ]
+    second = [[0, 0, 0.5, 0.5, 1, 1], [0, 0, 1, 1, 1, 2]]
+    assert found == [[[0.25, 0.375, 0.75, 0.625, 1, 3]], [], second]
+    maps = model("a = Neg (x) y = Concat <axis = 1> (x, a)", "float[n, 6, 8, 8] y")
+    masks = np.full((1, 8, 8), 5, np.uint8)
+    masks[0, :4] = 255  # not scored
+    np.savez(tmp_path / "m.npz", images=PIXELS[:1], masks=masks)
+    data = open_labeled(tmp_path / "m.npz", input_types(maps))
+    (row,) = collect_examples(maps, maps, data, Recipe())
+    assert [list(pair) for pair in row.truth.classes] == [[5, 1.0]]
+    image = Image.open(io.BytesIO(base64.b64decode(row.truth.picture.split(",")[1])))
+    opacity = np.asarray(image.convert("RGBA"))[..., 3]
+    assert (opacity[:4] == 0).all() and (opacity[4:] > 0).all()

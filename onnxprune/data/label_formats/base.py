@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxprune.data.images import decode
+from onnxprune.data.images import decode, find_defect
 from onnxprune.data.inputs import Inputs
 from onnxprune.data.preprocess import ImageAxes, channels_of
 from onnxprune.errors import DataError, plural
@@ -105,6 +105,11 @@ class LabeledImages:
         pixels = decode(file, self.channels)
         size = (int(pixels.shape[0]), int(pixels.shape[1]))
         return str(file), {self.name: pixels}, self.label(index, size)
+
+    def find_unreadable(self, indices: Sequence[int]) -> dict[int, str]:
+        """Return index -> reason of the images that no decoder can read to the end."""
+        reasons = {index: find_defect(self.files[index]) for index in indices}
+        return {i: f"{self.files[i]}: {reason}" for i, reason in reasons.items() if reason}
 
     def describe(self) -> str:
         """Return a phrase such as "images of 10 classes in val"."""

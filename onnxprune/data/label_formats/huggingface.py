@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxprune.data.images import decode_bytes
+from onnxprune.data.images import decode_bytes, find_defect
 from onnxprune.data.inputs import Inputs
 from onnxprune.data.label_formats.base import (
     BOXES,
@@ -87,6 +87,19 @@ class Table(LabeledSource):
             raise DataError(
                 "labels-corrupt", f"labels of {where} are damaged: {problem}"
             ) from problem
+
+    def find_unreadable(self, indices: Sequence[int]) -> dict[int, str]:
+        """Return index -> reason of the rows whose image no decoder can read to the end."""
+        column = self.table.column(self.image)
+        reasons = {}
+        for index in indices:
+            value = column[index].as_py()
+            data = value.get("bytes") if isinstance(value, Mapping) else value
+            # a row without bytes is an error of the data set, which `read` names
+            reason = find_defect(io.BytesIO(data)) if isinstance(data, bytes) else ""
+            if reason:
+                reasons[index] = f"{self.path} row {index}: {reason}"
+        return reasons
 
     def describe(self) -> str:
         """Return a phrase such as "images with labels (Hugging Face, split test) in data"."""

@@ -164,13 +164,10 @@ def _compute_noise(first: np.ndarray, second: np.ndarray) -> float:
     Parameters
     ----------
     first, second
-        Times of shape (rounds, block) of one model, measured as if it were two; blocks may differ.
+        Times of shape (rounds, block) of one model, measured as if it were two.
     """
     draws = np.random.default_rng(0).integers(0, len(first), (RESAMPLES, len(first)))
-    # one after the other: the warm-up may give the two blocks of different sizes
-    quantiles = [
-        np.quantile(times[draws].reshape(RESAMPLES, -1), UNDISTURBED, axis=1)
-        for times in (first, second)
-    ]
+    resampled = np.stack([first[draws], second[draws]]).reshape(2, RESAMPLES, -1)
+    quantiles = np.quantile(resampled, UNDISTURBED, axis=2)
     low, high = np.percentile(quantiles[0] / quantiles[1], [2.5, 97.5])
     return float(max(high - 1, 1 - low))
