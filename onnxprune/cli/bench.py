@@ -89,6 +89,8 @@ def bench(
         click.echo(_format_models(result))
         if layers and result.layers:
             click.echo(f"\n{_format_layers(result)}")
+    for line in _describe_devices(result):
+        say(line)
     # on stderr: stdout holds nothing but the table or JSON
     for warning in result.warnings:
         say(f"warning: {warning}")
@@ -135,6 +137,24 @@ def _format_measurement(measurement: Measurement, ratio: Ratio | None) -> tuple[
         "" if difference is None else f"{difference:.1e}",
         _to_megabytes(measurement.peak_memory_bytes),
     )
+
+
+def _describe_devices(result: BenchReport) -> list[str]:
+    """Return a line per engine on another machine: what its times depend on."""
+    lines = {}
+    for measurement in result.measurements:
+        device = measurement.device
+        if device is None:
+            continue
+        facts = [f"{device['host']} ({device['board'] or device['machine']})"]
+        if device["power_mode"]:
+            facts.append(f"power mode {device['power_mode']}")
+        for key, unit in (("clock_mhz", "MHz"), ("temperature", "degrees C")):
+            if device[key]:
+                low, high = device[key]
+                facts.append(f"{low:.0f} to {high:.0f} {unit}")
+        lines[measurement.engine] = f"{measurement.engine}: {', '.join(facts)}"
+    return list(lines.values())
 
 
 def _format_layers(result: BenchReport) -> str:

@@ -8,7 +8,7 @@ from onnxprune.registry import Registry
 
 
 class Engines(Registry):
-    """Registry of engines; names such as `systolic24x32-500mhz-8b` describe a computed array."""
+    """Registry of engines; others by form: `systolic24x32-500mhz-8b`, `remote:HOST`."""
 
     def get(self, name: str) -> Any:
         """Return the engine of that name.
@@ -16,10 +16,14 @@ class Engines(Registry):
         Raises
         ------
         UsageError
-            The name is neither registered nor the description of an array.
+            The name is neither registered nor the description of an array or a host.
         """
-        # imported here: most names need no array, and the table must stay cheap to import
+        # imported here: most names need neither, and the table must stay cheap to import
         if name not in self:
+            if name.startswith("remote:"):
+                from onnxprune.engines.remote import parse_remote_name
+
+                return parse_remote_name(name)
             from onnxprune.engines.cost.systolic import parse_array_name
 
             engine = parse_array_name(name)

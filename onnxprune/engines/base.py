@@ -202,6 +202,18 @@ class Compiled(ABC):
         """Return the memory on the accelerator; None without one or if unknown."""
         return None
 
+    def notes(self) -> tuple[str, ...]:
+        """Return what makes the times less comparable, one sentence each."""
+        return ()
+
+    def memory_bytes(self) -> tuple[int, int] | None:
+        """Return (peak size of the process, its size before); None without one of its own."""
+        return None
+
+    def device_state(self) -> Mapping[str, Any] | None:
+        """Return power mode, clocks and temperatures of another machine; None for this one."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - an engine without resources has nothing to do
         """Release the engine's resources."""
 
@@ -219,7 +231,8 @@ class Engine(Protocol):
     """An inference engine.
 
     Creating one and calling `available` must be cheap and must not raise. If an engine has an
-    attribute `library`, the name of a module, that module is imported before memory is measured.
+    attribute `library`, the name of a module, that module is imported before memory is measured; if
+    it has `in_process` and that is true, `bench` starts no process of its own for its models.
     """
 
     @property
@@ -379,7 +392,8 @@ def random_feeds(inputs: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, n
     generator = np.random.default_rng(seed)
     feeds = {}
     for name, spec in inputs.items():
-        if np.issubdtype(spec.dtype, np.floating):
+        # numpy does not count the types of ml_dtypes as floating
+        if np.issubdtype(spec.dtype, np.floating) or "float" in spec.dtype.name:
             values = generator.random(spec.shape)
         else:
             values = np.zeros(spec.shape)

@@ -15,6 +15,7 @@ import numpy as np
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import (
     DEFAULTS,
+    Compiled,
     Engine,
     EngineOptions,
     LayerTime,
@@ -30,6 +31,7 @@ from onnxprune.engines.bench_warnings import (
     precision_warnings,
     width_warnings,
 )
+from onnxprune.engines.contenders import Pair, list_notes, start_workers
 from onnxprune.engines.cpu import describe_cpu
 from onnxprune.engines.measure import (
     SCHEDULE,
@@ -43,7 +45,6 @@ from onnxprune.engines.measure import (
     summarize,
 )
 from onnxprune.engines.measurement import Measurement
-from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.ir.io import Model
 
@@ -53,8 +54,6 @@ PROFILE_MS = 500.0  # limits the runs of large models
 REFERENCE = "onnxruntime"
 
 Arrays = Mapping[str, np.ndarray]
-Pair = tuple[str, str]
-"""(engine, model)"""
 
 
 @dataclass(frozen=True)
@@ -177,12 +176,12 @@ def bench(
     models = {label: open_model(source) for label, source in labeled.items()}
     inputs = _choose_inputs(models, feeds, options, seed)
     # before measuring: the load that the measurement itself causes does not count
-    warnings = machine_warnings(options.threads, options.cores)
+    warnings = _warn_of_machine(chosen, options)
     warnings += precision_warnings(models, options.precision)
     # before the workers start, so that the reference does not share the CPU with them
     reference = _run_reference(models, inputs, options)
     with contextlib.ExitStack() as stack:
-        workers, failures = _start_workers(chosen, labeled, inputs, options, stack, progress)
+        workers, failures = start_workers(chosen, labeled, inputs, options, stack, progress)
         differences = _compare(workers, inputs, reference, failures)  # each worker's first run too
         times = _time(workers, inputs, failures, schedule, progress)
         summaries = {pair: _summarize(pair, times[pair], chosen, options) for pair in workers}
@@ -190,12 +189,12 @@ def bench(
             _finish(summaries[pair], worker, inputs[pair[1]], differences[pair], layers)
             for pair, worker in workers.items()
         )
-    warnings += difference_warnings(measurements) + noise_warnings(measurements)
+        notes = list_notes(workers)
+    warnings += notes + difference_warnings(measurements) + noise_warnings(measurements)
     for engine in chosen.values():
         warnings += width_warnings(engine, models, options.precision)
     warnings += [f"{label} on {name}: {reason}" for (name, label), reason in failures.items()]
-    ratios = _compute_ratios(times, list(models), seed)
-    rows = layer_rows(measurements)
+    ratios, rows = _compute_ratios(times, list(models), seed), layer_rows(measurements)
     return BenchReport(measurements, ratios, rows, tuple(warnings), machine(), failures)
 
 
@@ -295,40 +294,8 @@ def _run_reference(
     return outputs
 
 
-def _start_workers(
-    engines: Mapping[str, Engine],
-    sources: Mapping[str, Source],
-    inputs: Mapping[str, Arrays],
-    options: EngineOptions,
-    stack: contextlib.ExitStack,
-    progress: Callable[[str], None],
-) -> tuple[dict[Pair, Worker], dict[Pair, str]]:
-    """Start a process per engine and model, compiled for the inputs' shapes.
-
-    Returns
-    -------
-    tuple
-        The workers, and the reasons of those that failed.
-    """
-    workers: dict[Pair, Worker] = {}
-    failures: dict[Pair, str] = {}
-    for name in engines:
-        for label, source in sources.items():
-            progress(f"{name}: compiling {label}")
-            # the inputs decide the shapes, even if they were given without --shape
-            shapes = {n: tuple(value.shape) for n, value in inputs[label].items()}
-            try:
-                # one after another: builders need much memory
-                worker = Worker(name, source, replace(options, shapes=shapes))
-                workers[name, label] = stack.enter_context(worker)
-            # one engine that rejects a model must not stop the others
-            except EngineError as problem:
-                failures[name, label] = problem.message
-    return workers, failures
-
-
 def _compare(
-    workers: dict[Pair, Worker],
+    workers: dict[Pair, Compiled],
     inputs: Mapping[str, Arrays],
     reference: Mapping[str, Arrays],
     failures: dict[Pair, str],
@@ -349,7 +316,7 @@ def _compare(
 
 
 def _time(
-    workers: Mapping[Pair, Worker],
+    workers: Mapping[Pair, Compiled],
     inputs: Mapping[str, Arrays],
     failures: Mapping[Pair, str],
     schedule: Schedule,
@@ -383,7 +350,7 @@ def _summarize(
 
 def _finish(
     measurement: Measurement,
-    worker: Worker,
+    worker: Compiled,
     feeds: Arrays,
     apart: float | None,
     layers: bool,
@@ -404,7 +371,15 @@ def _finish(
         device_memory_bytes=device,
         difference=apart,
         layers=kernels,
+        device=worker.device_state(),
     )
+
+
+def _warn_of_machine(engines: Mapping[str, Engine], options: EngineOptions) -> list[str]:
+    """Return what makes times on this machine less certain, [] if none is taken here."""
+    if all(getattr(engine, "in_process", False) for engine in engines.values()):
+        return []
+    return machine_warnings(options.threads, options.cores)
 
 
 def _compute_ratios(

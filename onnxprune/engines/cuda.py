@@ -6,6 +6,7 @@ they are called in the driver's library by ctypes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 from abc import ABC, abstractmethod
@@ -193,9 +194,13 @@ class CudaPython(Cuda):
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             launch()
-        # a stream that is left in capture mode would fail every later call
-        finally:
-            graph = self._call("cudaStreamEndCapture", self._stream)
+        except BaseException:
+            # a stream that is left in capture mode would fail every later call; the failure of the
+            # launch is the cause, that of the end follows from it
+            with contextlib.suppress(EngineError):
+                self._call("cudaStreamEndCapture", self._stream)
+            raise
+        graph = self._call("cudaStreamEndCapture", self._stream)
         executable = self._call("cudaGraphInstantiate", graph, 0)
         # the executable graph is a copy
         self._call("cudaGraphDestroy", graph)
@@ -294,8 +299,11 @@ class PyCuda(Cuda):
         self._call("cuStreamBeginCapture_v2", stream, ctypes.c_int(_THREAD_LOCAL))
         try:
             launch()
-        finally:
-            self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        except BaseException:
+            with contextlib.suppress(EngineError):
+                self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
+            raise
+        self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
         flags = ctypes.c_ulonglong(0)
         self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
         self._call("cuGraphDestroy", graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Measurement:
         None if not compared.
     layers
         Times of the kernels, if they were profiled.
+    device
+        Host, power mode and ranges of clock and temperature of another machine; None = this one.
     """
 
     engine: str
@@ -57,6 +60,7 @@ class Measurement:
     difference: float | None = None
     layers: tuple[LayerTime, ...] = ()
     times_ms: tuple[float, ...] = ()
+    device: Mapping[str, Any] | None = None
 
     @property
     def iqr_ms(self) -> float:

@@ -7,11 +7,12 @@ onnxruntime. Here float32 is the default and bfloat16 has to be requested.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from onnx import NodeProto
 
 from onnxprune.engines.base import (
     Compiled,
@@ -106,27 +107,11 @@ class OpenVinoModel(Compiled):
         # compiled again: counters slow a model down, so that the timed one has none
         compiled = self._compile(profile=True)
         times = _time_operators(compiled, feeds, count)
-        nodes = open_model(self._source).proto.graph.node
-        # an operator names the nodes it was made of, or their outputs if they have no name
-        known = {
-            name: i for i, node in enumerate(nodes) for name in (node.name, *node.output) if name
-        }
         origins = {
-            op.get_friendly_name(): _find_origins(op, known)
+            op.get_friendly_name(): _find_origins(op)
             for op in compiled.get_runtime_model().get_ordered_ops()
         }
-        anchors: dict[int, list[int]] = {}
-        cores: dict[int, tuple[str, ...]] = {}
-        for index, (name, op) in enumerate(times):
-            anchors[index] = origins.get(name, [])
-            if op in _CONTRACTIONS:
-                # activations and shortcuts are fused into contractions
-                cores[index] = tuple(CONTRACTIONS)
-            else:
-                cores[index] = tuple(nodes[i].op_type for i in anchors[index])
-        owners = assign_nodes(nodes, anchors, cores)
-        kernels = ((name, op, interquartile_mean(ms)) for (name, op), ms in times.items())
-        return assemble_layers(kernels, owners, nodes)
+        return assemble_profile(times, origins, open_model(self._source).proto.graph.node)
 
     def _compile(self, *, profile: bool) -> Any:
         """Compile the model; EngineError if OpenVINO rejects it or the CPU lacks the precision."""
@@ -192,13 +177,44 @@ def _extract_reason(text: str) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def _find_origins(op: Any, known: Mapping[str, int]) -> list[int]:
-    """Return the indices of the graph nodes that an executed operator was made of."""
+def _find_origins(op: Any) -> list[str]:
+    """Return the names of the graph nodes that an executed operator was made of."""
     info = op.get_rt_info()
     if "originalLayersNames" not in info:
         return []
-    names = info["originalLayersNames"].astype(str).split(",")
-    return sorted({known[name] for name in names if name in known})
+    return list(info["originalLayersNames"].astype(str).split(","))
+
+
+def assemble_profile(
+    times: Mapping[tuple[str, str], Sequence[float]],
+    origins: Mapping[str, Sequence[str]],
+    nodes: Sequence[NodeProto],
+) -> tuple[LayerTime, ...]:
+    """Return the layers of a profile.
+
+    Parameters
+    ----------
+    times
+        (executed operator, its kind) -> milliseconds of each inference.
+    origins
+        Executed operator -> names of the nodes that it was made of.
+    nodes
+        Nodes of the graph.
+    """
+    # an operator names the nodes it was made of, or their outputs if they have no name
+    known = {name: i for i, node in enumerate(nodes) for name in (node.name, *node.output) if name}
+    anchors: dict[int, list[int]] = {}
+    cores: dict[int, tuple[str, ...]] = {}
+    for index, (name, op) in enumerate(times):
+        anchors[index] = sorted({known[n] for n in origins.get(name, ()) if n in known})
+        if op in _CONTRACTIONS:
+            # activations and shortcuts are fused into contractions
+            cores[index] = tuple(CONTRACTIONS)
+        else:
+            cores[index] = tuple(nodes[i].op_type for i in anchors[index])
+    owners = assign_nodes(nodes, anchors, cores)
+    kernels = ((name, op, interquartile_mean(ms)) for (name, op), ms in times.items())
+    return assemble_layers(kernels, owners, nodes)
 
 
 ENGINE = OpenVino()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from onnxprune.engines import cuda
 from onnxprune.engines.base import (
@@ -38,10 +39,10 @@ from onnxprune.ir.half import to_half
 from onnxprune.ir.io import Model, save
 
 MAJORS = (10, 11)
-# the same on every board, so that the builder's choice of kernels does not depend on free memory
-WORKSPACE_BYTES = 1 << 30
 MULTIPLES = {"f32": 1, "f16": 8, "bf16": 8, "int8": 32}  # channels per tile of a tensor core
 WARMUP_RUNS = 10
+# types that trt.nptype does not know -> (type of onnx, bytes)
+_ONNX_TYPES = {"BF16": (TensorProto.BFLOAT16, 2), "FP8": (TensorProto.FLOAT8E4M3FN, 1)}
 # int8 allows float16 too, for layers without an int8 kernel
 _FLAGS = {"f16": ("FP16",), "bf16": ("BF16",), "int8": ("INT8", "FP16")}
 
@@ -140,8 +141,7 @@ def build(trt: Any, model: Model, options: EngineOptions) -> bytes:
         if not parser.parse_from_file(str(path)):
             errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise refusal("tensorrt", "; ".join(errors) or logger.worst)
-    _set_precision(trt, config, options.precision)
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    _set_precision(trt, config, options.precision, model)
     # without it, layers are names and cannot be mapped to nodes
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     cache = _load_timing_cache(trt, config, options.cache)
@@ -166,21 +166,21 @@ class TensorRtModel(Compiled):
         self._cuda = cuda.open_cuda()
         self._inputs = static_inputs(model, {})
         self.outputs = tuple(o.name for o in model.proto.graph.output)
-        self._runtime = tensorrt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise EngineError(
-                "engine-refused",
-                f"tensorrt cannot load the engine that it built: {self._logger.worst}",
-            )
-        self._context = self._engine.create_execution_context()
         self._arrays: dict[str, np.ndarray] = {}
         self._addresses: dict[str, int] = {}
-        # addresses are bound once: a captured graph replays with those of its capture
-        for index in range(self._engine.num_io_tensors):
-            self._bind(self._engine.get_tensor_name(index))
+        self._hosted: set[str] = set()
+        self._notes: list[str] = []
         self._graph = options.cuda_graph and self._cuda.graphs
         self._launch: Callable[[], None] | None = None
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._context: Any = None
+        try:
+            self._open(plan)
+        # memory of a model that cannot be opened must not be missing for the next one
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one inference, copies included."""
@@ -188,7 +188,8 @@ class TensorRtModel(Compiled):
         self._enqueue()
         self._cuda.synchronize()
         for name in self.outputs:
-            self._cuda.download(self._arrays[name], self._addresses[name])
+            if name not in self._hosted:
+                self._cuda.download(self._arrays[name], self._addresses[name])
         return {name: self._arrays[name].copy() for name in self.outputs}
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
@@ -199,21 +200,25 @@ class TensorRtModel(Compiled):
             for _ in range(WARMUP_RUNS):
                 self._enqueue()
             self._cuda.synchronize()
-            self._launch = self._cuda.capture(self._enqueue) if self._graph else self._enqueue
+            self._launch = self._capture()
         return [self._cuda.time_ms(self._launch) for _ in range(count)]
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Return the time per layer in an execution context with a profiler."""
         self._upload(feeds)
         recorder = _make_profiler(self._trt)
-        # a profiler slows its context down, so that the timed one stays without
-        context = self._engine.create_execution_context()
-        for name, address in self._addresses.items():
-            context.set_tensor_address(name, address)
-        context.profiler = recorder
-        for _ in range(count + 1):
-            context.execute_async_v3(self._cuda.stream)
-            self._cuda.synchronize()
+        # a profiler slows its context down, so that the timed one has none; one after the other,
+        # because each needs memory for all activations
+        self._launch = self._context = None
+        try:
+            self._context = self._make_context()
+            self._context.profiler = recorder
+            for _ in range(count + 1):
+                self._enqueue()
+                self._cuda.synchronize()
+        finally:
+            self._context = None
+            self._context = self._make_context()
         # the first inference is warm-up
         times = {name: interquartile_mean(ms[1:] or ms) for name, ms in recorder.times.items()}
         # the profile has names of layers only, the inspector their nodes
@@ -223,7 +228,15 @@ class TensorRtModel(Compiled):
 
     def device_memory_bytes(self) -> int | None:
         """Return the size of the engine (weights and kernels) and its scratch memory."""
-        return int(self._engine.device_memory_size_v2) + self._size
+        # version 10.0 has only the older name, 11 only the newer one
+        name = "device_memory_size_v2"
+        if not hasattr(self._engine, name):
+            name = "device_memory_size"
+        return int(getattr(self._engine, name)) + self._size
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what makes the times less comparable."""
+        return tuple(self._notes)
 
     def close(self) -> None:
         """Release engine and device memory."""
@@ -232,7 +245,53 @@ class TensorRtModel(Compiled):
         self._context = self._engine = self._runtime = None
         self._cuda.close()
 
-    def _bind(self, name: str) -> None:
+    def _open(self, plan: bytes) -> None:
+        """Load the engine, allocate its buffers and make its context."""
+        self._runtime = self._trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EngineError(
+                "engine-refused",
+                f"tensorrt cannot load the engine that it built: {self._logger.worst}",
+            )
+        # addresses stay the same: a captured graph replays with those of its capture
+        for index in range(self._engine.num_io_tensors):
+            self._allocate(self._engine.get_tensor_name(index))
+        self._context = self._make_context()
+
+    def _make_context(self) -> Any:
+        """Return an execution context with the buffers' addresses."""
+        context = self._engine.create_execution_context()
+        if context is None:
+            megabytes = (self.device_memory_bytes() or 0) / 1e6
+            raise EngineError(
+                "engine-refused",
+                f"tensorrt has no execution context, which with its engine needs {megabytes:.0f} "
+                f"MB of device memory: {self._logger.worst}",
+            )
+        for name, address in self._addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise EngineError(
+                    "engine-refused",
+                    f"tensorrt refuses the buffer of {name!r}: {self._logger.worst}",
+                )
+        return context
+
+    def _capture(self) -> Callable[[], None]:
+        """Return the launch that is timed: a CUDA graph, else the call."""
+        if not self._graph:
+            return self._enqueue
+        try:
+            return self._cuda.capture(self._enqueue)
+        # such as layers that synchronize; the calls themselves can still be timed
+        except EngineError as problem:
+            self._graph = False
+            self._notes.append(
+                f"no CUDA graph ({problem.message}): times of small models include kernel launches"
+            )
+            return self._enqueue
+
+    def _allocate(self, name: str) -> None:
         """Allocate the buffers of an input or output on host and device."""
         shape = tuple(self._engine.get_tensor_shape(name))
         # buffers are allocated once, for static sizes
@@ -242,10 +301,14 @@ class TensorRtModel(Compiled):
                 f"tensorrt: the size of {name!r} {list(shape)} depends on the data; "
                 "cut the graph before it",
             )
-        dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        dtype = _to_numpy(self._trt, self._engine.get_tensor_dtype(name))
         self._arrays[name] = np.zeros(shape, dtype)
+        # TensorRT reads and writes values of shapes on the host
+        if self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
+            self._hosted.add(name)
+            self._addresses[name] = self._arrays[name].ctypes.data
+            return
         self._addresses[name] = self._cuda.allocate(self._arrays[name].nbytes)
-        self._context.set_tensor_address(name, self._addresses[name])
 
     def _upload(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Copy the inputs to the device."""
@@ -261,21 +324,22 @@ class TensorRtModel(Compiled):
                 )
             # in place, which converts to the type of the buffer
             array[...] = feeds[name]
-            self._cuda.upload(self._addresses[name], array)
+            if name not in self._hosted:
+                self._cuda.upload(self._addresses[name], array)
 
     def _enqueue(self) -> None:
         """Enqueue one inference."""
-        if not self._context.execute_async_v3(self._cuda.stream):
+        if self._context is None or not self._context.execute_async_v3(self._cuda.stream):
             raise EngineError("engine-run", f"tensorrt cannot run the model: {self._logger.worst}")
 
 
-def _set_precision(trt: Any, config: Any, precision: str) -> None:
+def _set_precision(trt: Any, config: Any, precision: str, model: Model) -> None:
     """Set the precision flags of version 10; 11 has none, the graph decides."""
     flags = trt.BuilderFlag
     if precision == "f32" and hasattr(flags, "TF32"):
         # TF32 keeps 10 bits of the mantissa of float32
         config.clear_flag(flags.TF32)
-    if precision == "bf16" and not hasattr(flags, "BF16"):
+    if precision == "bf16" and not hasattr(flags, "BF16") and not holds_bfloat16(model):
         raise EngineError(
             "engine-precision",
             f"tensorrt {trt.__version__} runs bf16 only from a bfloat16 graph; "
@@ -286,19 +350,48 @@ def _set_precision(trt: Any, config: Any, precision: str) -> None:
             config.set_flag(getattr(flags, name))
 
 
+def holds_bfloat16(model: Model) -> bool:
+    """Return whether inputs or weights of a graph are bfloat16."""
+    graph = model.proto.graph
+    kinds = {value.type.tensor_type.elem_type for value in graph.input}
+    kinds |= {tensor.data_type for tensor in graph.initializer}
+    return TensorProto.BFLOAT16 in kinds
+
+
 def _load_timing_cache(trt: Any, config: Any, folder: Path | None) -> Path | None:
     """Give the builder the times of earlier builds; return their file, None without a folder.
 
-    Files differ by version. TensorRT rejects times of another device; then the cache starts empty.
+    Files differ by version. TensorRT rejects times of another device and a corrupt file; then the
+    cache starts empty.
     """
     if folder is None:
         return None
     path = folder / f"tensorrt-{trt.__version__}.timing"
     known = path.read_bytes() if path.is_file() else b""
-    # False: a cache of another device is refused rather than used
-    if not config.set_timing_cache(config.create_timing_cache(known), False):
+    cache = config.create_timing_cache(known)
+    # None for bytes that are no cache; False: one of another device is refused rather than used
+    if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
     return path
+
+
+def _to_numpy(trt: Any, kind: Any) -> np.dtype:
+    """Return the numpy type of a tensor; those that numpy lacks come from ml_dtypes."""
+    try:
+        return np.dtype(trt.nptype(kind))
+    # nptype knows the types of numpy only
+    except TypeError:
+        name = str(getattr(kind, "name", kind)).rpartition(".")[2]
+        number, size = _ONNX_TYPES.get(name, (TensorProto.UNDEFINED, 0))
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(number)) if number else None
+        # onnx before release 1.19 widens types that numpy lacks
+        if dtype is None or dtype.itemsize != size:
+            raise EngineError(
+                "engine-refused",
+                f"tensorrt: inputs and outputs of type {name} are not supported here; keep those "
+                "of the graph at float32, or install onnx 1.19",
+            ) from None
+        return dtype
 
 
 def _make_logger(trt: Any) -> Any:

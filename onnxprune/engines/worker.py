@@ -109,6 +109,10 @@ class Worker(Compiled):
         """Return the memory on the accelerator."""
         return self._ask("device_memory")
 
+    def notes(self) -> tuple[str, ...]:
+        """Return what makes the times less comparable."""
+        return tuple(self._ask("notes"))
+
     def memory_bytes(self) -> tuple[int, int] | None:
         """Return (peak resident size of the child, its size before the model was compiled).
 
@@ -251,6 +255,8 @@ class _Child:
             return compiled.sample_clocks(self.feeds, *arguments)
         if command == "profile":
             return compiled.profile(self.feeds, *arguments)
+        if command == "notes":
+            return compiled.notes()
         if command == "device_memory":
             return compiled.device_memory_bytes()
         raise EngineError("engine-protocol", f"unknown command {command!r}")

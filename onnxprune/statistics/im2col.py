@@ -132,7 +132,7 @@ def columns(x: np.ndarray, window: Geometry, at: tuple[np.ndarray, ...]) -> np.n
         zip(at, window.strides, window.kernel, window.dilations, strict=True)
     ):
         # one per tap, a view where positions are evenly spaced
-        places = [_as_slice(index * stride + k * dilation) for k in range(size)]
+        places = _shift(_as_slice(index * stride), [k * dilation for k in range(size)])
         if axis + 1 < window.spatial:
             parts = [_take(part, place, axis + 2) for part in parts for place in places]
             continue
@@ -180,6 +180,13 @@ def _as_slice(index: np.ndarray) -> slice | np.ndarray:
     if len(index) > 1 and (np.diff(index) == index[1] - index[0]).all():
         return slice(int(index[0]), int(index[-1]) + 1, int(index[1] - index[0]))
     return index
+
+
+def _shift(place: slice | np.ndarray, steps: Sequence[int]) -> list[slice | np.ndarray]:
+    """Return the positions moved by each number of steps."""
+    if isinstance(place, slice):
+        return [slice(place.start + k, place.stop + k, place.step) for k in steps]
+    return [place + k for k in steps]
 
 
 def _take(x: np.ndarray, place: slice | np.ndarray, axis: int) -> np.ndarray:

@@ -5,14 +5,17 @@ test_tensorrt_bindings.py checks that the real bindings have the names.
 
 from __future__ import annotations
 
+import ctypes
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from onnxprune.engines.cuda import Cuda
+from onnxprune.errors import EngineError
 from onnxprune.ir.io import load
 
 
@@ -23,6 +26,7 @@ class FakeCuda(Cuda):
         self.graphs = graphs
         self.memory: dict[int, bytes] = {}
         self.captured = self.launched = 0
+        self.refuse_capture = False
         self.closed = False
 
     @property
@@ -49,6 +53,8 @@ class FakeCuda(Cuda):
         return 0.5
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        if self.refuse_capture:
+            raise EngineError("cuda-failed", "cudaStreamEndCapture failed: unsupported")
         launch()
         self.captured += 1
 
@@ -61,17 +67,41 @@ class FakeCuda(Cuda):
         self.closed = True
 
 
+def nptype(kind: str) -> Any:
+    """Return the numpy type of a type; TypeError for one that numpy lacks."""
+    types = {"FLOAT": np.float32, "INT64": np.int64}
+    if kind not in types:
+        raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
+    return types[kind]
+
+
 def module(
     major: int,
     device: FakeCuda,
     *,
     refuse: str = "",
     tensors: dict[str, tuple[bool, tuple[int, ...]]] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    contexts: int = 99,
+    runs: bool = True,
 ) -> Any:
     """Return a tensorrt module of that major version.
 
-    tensors: name -> (is an input, shape); refuse: error of the parser.
+    Parameters
+    ----------
+    refuse
+        Error of the parser.
+    tensors
+        Name -> (is an input, shape).
+    kinds
+        Name -> type; "HOST" before it: a tensor on the host.
+    contexts
+        Number of execution contexts at a time that the memory is enough for.
+    runs
+        Whether inferences succeed.
     """
+    kinds = kinds or {}
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
     calls: list[tuple[str, Any]] = []
     tensors = tensors or {}
 
@@ -94,7 +124,9 @@ def module(
         def set_memory_pool_limit(self, pool: str, size: int) -> None:
             calls.append((pool, size))
 
-        def create_timing_cache(self, known: bytes) -> SimpleNamespace:
+        def create_timing_cache(self, known: bytes) -> SimpleNamespace | None:
+            if known.startswith(b"corrupt"):
+                return None
             return SimpleNamespace(known=known, serialize=lambda: known + b"+")
 
         def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
@@ -144,9 +176,15 @@ def module(
 
         def execute_async_v3(self, stream: int) -> bool:
             assert set(self.addresses) == set(tensors) and stream == device.stream
+            if not runs:
+                return False
             for name, (is_input, shape) in tensors.items():
                 if not is_input:
-                    device.memory[self.addresses[name]] = np.full(shape, 3, np.float32).tobytes()
+                    if self.addresses[name] in device.memory:
+                        kind = np.dtype(kinds.get(name, "float32").replace("BF16", "bfloat16"))
+                        device.memory[self.addresses[name]] = np.full(shape, 3, kind).tobytes()
+                    else:
+                        ctypes.memset(self.addresses[name], 1, int(np.prod(shape)) * 8)
             if self.profiler is not None:
                 self.profiler.report_layer_time("n_c0 + n_r0", 0.25)
                 self.profiler.report_layer_time(
@@ -165,10 +203,17 @@ def module(
             return tensors[name][1]
 
         def get_tensor_dtype(self, name: str) -> str:
-            return "FLOAT"
+            return kinds.get(name, "FLOAT").removeprefix("HOST ")
 
-        def create_execution_context(self) -> Context:
-            return Context()
+        def get_tensor_location(self, name: str) -> str:
+            return "host" if kinds.get(name, "").startswith("HOST") else "device"
+
+        def create_execution_context(self) -> Context | None:
+            if len(alive) >= contexts:
+                return None
+            context = Context()
+            alive.add(context)
+            return context
 
         def create_engine_inspector(self) -> SimpleNamespace:
             return SimpleNamespace(
@@ -191,6 +236,7 @@ def module(
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         LayerInformationFormat=SimpleNamespace(JSON="json"),
-        nptype=lambda _: np.float32,
+        nptype=nptype,
+        TensorLocation=SimpleNamespace(HOST="host", DEVICE="device"),
         Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: Engine()),
     )

@@ -9,7 +9,7 @@ from engine_nets import residual
 from onnxprune.analysis.walk import analyze
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Compiled, EngineOptions
-from onnxprune.engines.cost.latency import Probe
+from onnxprune.engines.cost.latency import Probe, _compute_noise
 from onnxprune.engines.measure import Schedule
 
 SHORT = Schedule(seconds=0.05, warmup=2, min_rounds=3, max_rounds=10)
@@ -73,3 +73,10 @@ def test_times_are_relative_to_the_original_so_a_slower_machine_cancels() -> Non
         speed[0] = 10.0
         assert probe.original_ms == 4.0
         assert probe(kept(16)) == pytest.approx(1.0)
+
+
+def test_noise_of_blocks_of_different_sizes() -> None:
+    """The warm-up of one model, timed as two, may give two sizes of blocks."""
+    generator = np.random.default_rng(0)
+    first, second = (1 + 0.01 * generator.random((12, size)) for size in (34, 35))
+    assert 0 < _compute_noise(first, second) < 0.01

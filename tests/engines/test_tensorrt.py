@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from fake_tensorrt import FakeCuda, module
 from onnx import TensorProto
 
 from onnxprune.engines import ENGINES, cuda, tensorrt
-from onnxprune.engines.base import EngineOptions, fix_shapes, random_feeds, static_inputs
+from onnxprune.engines.base import (
+    EngineOptions,
+    TensorSpec,
+    fix_shapes,
+    random_feeds,
+    static_inputs,
+)
 from onnxprune.engines.bench_warnings import difference
 from onnxprune.engines.tensorrt import TensorRtModel, build
 from onnxprune.engines.trt_layers import layer_times
@@ -24,6 +31,7 @@ HALF_AGREES = 0.01  # 11 bits of mantissa through a dozen layers
 TF32_AGREES = 1e-3
 INT8_AGREES = 0.05  # ties may round to the other neighbor
 MODEL = fix_shapes(residual(16), {})
+FEEDS = random_feeds(static_inputs(MODEL, {}))
 TENSORS = {"x": (True, (1, 3, 12, 12)), "y": (False, (1, 10))}
 
 
@@ -57,6 +65,9 @@ def test_bfloat16_needs_version_10(major: int) -> None:
     else:
         with pytest.raises(EngineError, match="bfloat16 graph"):
             build(trt, MODEL, EngineOptions(precision="bf16"))
+        copy = MODEL.edit()
+        copy.proto.graph.input[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
+        assert build(trt, copy.freeze(), EngineOptions(precision="bf16")) == b"plan"
 
 
 def test_refusal_carries_the_parser_s_words() -> None:
@@ -77,9 +88,10 @@ def test_timing_cache_is_kept_and_one_of_another_device_dropped(tmp_path: Path) 
     assert file.read_bytes() == b"+"
     build(trt, MODEL, options)
     assert file.read_bytes() == b"++"
-    file.write_bytes(b"other device")
-    build(trt, MODEL, options)
-    assert file.read_bytes() == b"+"
+    for content in (b"other device", b"corrupt"):
+        file.write_bytes(content)
+        build(trt, MODEL, options)
+        assert file.read_bytes() == b"+"
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -103,6 +115,72 @@ def test_a_model_runs_times_and_profiles(
         ((), 0.125),
     ]
     assert device.closed
+
+
+def open_fake(
+    monkeypatch: pytest.MonkeyPatch, device: FakeCuda, *, major: int = 11, **more: Any
+) -> TensorRtModel:
+    """Return a model of the stand-in."""
+    fake = module(major, device, tensors={**TENSORS, **more.pop("tensors", {})}, **more)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr(cuda, "open_cuda", lambda: device)
+    return TensorRtModel(MODEL, b"plan", EngineOptions())
+
+
+def test_a_failing_capture_is_noted_and_launches_are_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = FakeCuda()
+    device.refuse_capture = True
+    with open_fake(monkeypatch, device) as compiled:
+        assert compiled.sample(FEEDS, 3) == [0.5] * 3
+        assert compiled.sample(FEEDS, 3) == [0.5] * 3
+        (note,) = compiled.notes()
+    assert "no CUDA graph (cudaStreamEndCapture failed: unsupported)" in note
+
+
+def test_profiling_needs_no_memory_for_a_second_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_fake(monkeypatch, FakeCuda(), contexts=1) as compiled:
+        assert compiled.profile(FEEDS, 2)
+        assert compiled.sample(FEEDS, 2) == [0.5] * 2, "the timed context is made again"
+
+
+def test_failures_of_the_device_are_sentences_and_free_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = FakeCuda()
+    with pytest.raises(EngineError, match="no execution context.*MB of device memory"):
+        open_fake(monkeypatch, device, contexts=0)
+    assert device.closed, "a constructor that fails frees what it allocated"
+    with open_fake(monkeypatch, FakeCuda(), runs=False) as compiled:
+        for call in (lambda: compiled.run(FEEDS), lambda: compiled.profile(FEEDS, 1)):
+            with pytest.raises(EngineError, match="tensorrt cannot run the model"):
+                call()
+
+
+def test_types_that_numpy_lacks_and_values_of_shapes_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    kinds = {"y": "BF16", "size": "HOST INT64"}
+    extra = {"size": (False, (2,))}
+    with open_fake(monkeypatch, FakeCuda(), tensors=extra, kinds=kinds) as compiled:
+        compiled.outputs = (*compiled.outputs, "size")
+        outputs = compiled.run(FEEDS)
+        assert outputs["y"].dtype.name == "bfloat16" and float(outputs["y"][0, 0]) == 3
+        assert outputs["size"].tolist() == [0x0101010101010101] * 2
+    with pytest.raises(EngineError, match="type FP4 are not supported"):
+        open_fake(monkeypatch, FakeCuda(), kinds={"y": "FP4"})
+    bfloat16 = TensorSpec((64,), np.dtype(ml_dtypes.bfloat16))
+    assert np.unique(random_feeds({"x": bfloat16})["x"].astype(np.float32)).size > 10
+
+
+def test_device_memory_of_version_10_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_fake(monkeypatch, FakeCuda(), major=10) as compiled:
+        engine = type(compiled._engine)
+        monkeypatch.delattr(engine, "device_memory_size_v2")
+        monkeypatch.setattr(engine, "device_memory_size", 70, raising=False)
+        assert compiled.device_memory_bytes() == 70 + len(b"plan")
 
 
 def test_an_output_whose_size_depends_on_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

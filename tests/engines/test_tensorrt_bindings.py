@@ -60,7 +60,13 @@ CLASSES = {
     "parser.get_error()": "ParserError",
     "config.get_timing_cache()": "ITimingCache",
 }
-GUARDED = {"BuilderFlag.FP16", "BuilderFlag.BF16", "BuilderFlag.INT8", "BuilderFlag.TF32"}
+GUARDED = {
+    "ICudaEngine.device_memory_size",
+    "BuilderFlag.FP16",
+    "BuilderFlag.BF16",
+    "BuilderFlag.INT8",
+    "BuilderFlag.TF32",
+}
 
 
 def used() -> set[str]:

@@ -13,7 +13,14 @@ from engine_nets import residual
 
 from onnxprune.engines import trtexec
 from onnxprune.engines.base import EngineOptions, fix_shapes, random_feeds, static_inputs
-from onnxprune.engines.trtexec import ENGINE, TrtExecModel, precision_flags, release, values
+from onnxprune.engines.trtexec import (
+    ENGINE,
+    LocalTool,
+    TrtExecModel,
+    precision_flags,
+    release,
+    values,
+)
 from onnxprune.errors import EngineError
 
 STAND_IN = """#!{python}
@@ -72,9 +79,8 @@ def test_build_run_time_and_profile(flags: str, expected: list[str], tmp_path: P
     model = fix_shapes(residual(16), {})
     feeds = random_feeds(static_inputs(model, {}))
     program = stand_in(tmp_path, flags=flags)
-    with TrtExecModel(
-        str(program), model, EngineOptions(precision="f16", cache=tmp_path / "cache")
-    ) as compiled:
+    options = EngineOptions(precision="f16", cache=tmp_path / "cache")
+    with TrtExecModel(LocalTool(str(program), options.cache), model, options) as compiled:
         assert np.array_equal(compiled.run(feeds)["y"], np.arange(10, dtype=np.float32)[None])
         assert compiled.sample(feeds, 3) == [2.0] * 3, "warm-up rows are dropped"
         (layer,) = compiled.profile(feeds, 2)
@@ -96,7 +102,7 @@ def test_refusal_is_trtexec_s_own_sentence(tmp_path: Path) -> None:
     with pytest.raises(
         EngineError, match="trtexec rejects the model: .*no importer for NoSuchOperator"
     ):
-        TrtExecModel(str(program), fix_shapes(residual(16), {}), EngineOptions())
+        TrtExecModel(LocalTool(str(program)), fix_shapes(residual(16), {}), EngineOptions())
 
 
 @pytest.mark.parametrize(

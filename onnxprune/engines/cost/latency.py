@@ -164,10 +164,13 @@ def _compute_noise(first: np.ndarray, second: np.ndarray) -> float:
     Parameters
     ----------
     first, second
-        Times of shape (rounds, block) of one model, measured as if it were two.
+        Times of shape (rounds, block) of one model, measured as if it were two; blocks may differ.
     """
     draws = np.random.default_rng(0).integers(0, len(first), (RESAMPLES, len(first)))
-    resampled = np.stack([first[draws], second[draws]]).reshape(2, RESAMPLES, -1)
-    quantiles = np.quantile(resampled, UNDISTURBED, axis=2)
+    # one after the other: the warm-up may give the two blocks of different sizes
+    quantiles = [
+        np.quantile(times[draws].reshape(RESAMPLES, -1), UNDISTURBED, axis=1)
+        for times in (first, second)
+    ]
     low, high = np.percentile(quantiles[0] / quantiles[1], [2.5, 97.5])
     return float(max(high - 1, 1 - low))
