@@ -20,7 +20,7 @@ from onnxprune.cli.common import (
     say,
     shared,
 )
-from onnxprune.cli.progress import show_progress
+from onnxprune.cli.progress import note_warnings, show_progress
 from onnxprune.errors import UsageError
 from onnxprune.run.recipe import Recipe
 
@@ -158,14 +158,21 @@ def _run(
     # before the run, because the folder of the report is named after it
     output = str(choose_output(output, model))
     page = Path(run_dir or default_run_dir(output)) / PAGE
+    shown: set[str] = set()
     with show_progress() as progress:
         result = run(
-            model, output, recipe=recipe, run_dir=run_dir, overwrite=overwrite, on_event=progress
+            model,
+            output,
+            recipe=recipe,
+            run_dir=run_dir,
+            overwrite=overwrite,
+            on_event=note_warnings(progress, shown),
         )
     report = result.report
     if as_json:
         emit(report.to_json())
     else:
         terminal.write_summary(report, page, sys.stdout)
-    if report.warnings:
-        say(terminal.warnings(report, None if as_json else page))
+    warnings = terminal.warnings(report, None if as_json else page, shown)
+    if warnings:
+        say(warnings)

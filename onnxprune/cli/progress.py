@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from onnxprune.cli.common import is_quiet
 from onnxprune.cli.lines import Lines
-from onnxprune.events import Listener, silent
+from onnxprune.events import Event, Listener, silent
 
 if TYPE_CHECKING:
     from onnxprune.cli.live import LiveTable
@@ -36,6 +36,19 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Listener]:
         yield view
     finally:
         view.stop()
+
+
+def note_warnings(listener: Listener, shown: set[str]) -> Listener:
+    """Return the listener; it also adds the warnings that it shows to a set."""
+    if listener is silent:
+        return silent
+
+    def listen(event: Event) -> None:
+        if event.state == "warning":
+            shown.add(event.detail)
+        listener(event)
+
+    return listen
 
 
 def open_view(stream: TextIO) -> Lines | LiveTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from typing import TextIO
 
@@ -235,14 +235,21 @@ def write_summary(report: Report, page: PathLike[str] | None, stream: TextIO) ->
     stream.flush()
 
 
-def warnings(report: Report, page: PathLike[str] | None = None) -> str:
-    """Return the warnings, one per line; with a page that lists all of them, one per topic."""
+def warnings(report: Report, page: PathLike[str] | None = None, shown: Collection[str] = ()) -> str:
+    """Return the warnings, one per line; with a page that lists all of them, one per topic.
+
+    Parameters
+    ----------
+    shown
+        Warnings that are on the screen already, which are left out.
+    """
     by_topic: dict[str, list[str]] = {}
     # reports of earlier releases have no topics
     topics = report.warning_topics if page else ()
     for number, text in enumerate(report.warnings):
         topic = topics[number] if number < len(topics) else str(number)
-        by_topic.setdefault(topic, []).append(text)
+        if text not in shown:
+            by_topic.setdefault(topic, []).append(text)
     lines = []
     for texts in by_topic.values():
         more = f" (and {len(texts) - 1} more in {page})" if len(texts) > 1 else ""

@@ -339,10 +339,9 @@ def resize(value: Any) -> int | tuple[int, int] | str:
     """Return a size, or "letterbox"."""
     if value == LETTERBOX:
         return LETTERBOX
-    try:
-        return size(value)
-    except ValueError as problem:
-        raise ValueError(f"{problem}, or letterbox") from None
+    if isinstance(value, str) and value[:1].isalpha():
+        raise ValueError(f"{value!r} is not LENGTH, HEIGHTxWIDTH or letterbox")
+    return size(value)
 
 
 def mapping(parse_value: Parser, separator: str = "=") -> Parser:

@@ -86,6 +86,12 @@ def test_summary_has_fidelity_and_paths() -> None:
         "warning: b (and 1 more in p.html)",
         "warning: d (and 4 more in p.html)",
     ]
+    # those that are on the screen already are not repeated
+    assert warnings(report, Path("p.html"), shown={"a", "b", "d"}).splitlines() == [
+        "warning: c",
+        "warning: e (and 3 more in p.html)",
+    ]
+    assert warnings(report, shown=set("abcdefgh")) == ""
 
 
 def test_written_report_reads_as_equal_report() -> None:
