@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from onnx import helper
 
 import onnxprune
 from onnxprune.deploy import TARGETS
@@ -223,13 +224,21 @@ def _write_samples(folder: Path, models: Sequence[PreparedModel], samples: Sampl
     for name, values in samples.items():
         # at least one batch
         most = max(SAMPLES, *models[0].inputs()[name][:1])
-        inputs[name] = np.asarray(values)[:most]
+        # in the model's type: sources may deliver float64 or uint8, and devices convert nothing
+        inputs[name] = np.asarray(values)[:most].astype(_input_type(models[0], name))
     # inputs of both models are the same: pruning keeps the inputs of a graph
     _save_arrays(folder / "inputs.npz", inputs)
     for m in models:
         # onnxruntime cannot compute expected outputs of foreign operators
         if not find_foreign_ops(m.model):
             _save_arrays(folder / f"expected_{m.name}.npz", _run_batches(m, inputs))
+
+
+def _input_type(model: PreparedModel, name: str) -> np.dtype:
+    """Return the numpy type of an input, float32 for one that numpy lacks."""
+    kinds = {v.name: v.type.tensor_type.elem_type for v in model.model.proto.graph.input}
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kinds[name]))
+    return dtype if dtype.kind in "fiub" else np.dtype(np.float32)
 
 
 def _run_batches(model: PreparedModel, inputs: Samples) -> dict[str, np.ndarray]:

@@ -122,6 +122,7 @@ def parse(results: Path, model: str) -> TargetResult:
             f"clocks were not fixed ({environment['clocks_set']}): "
             "latency varies with load and temperature"
         )
+    notes += _read_outputs(results, model, figures)
     profile = results / f"{model}.profile.json"
     layers = {}
     if profile.is_file():
@@ -186,7 +187,7 @@ def files(
 
     These are float16 copies for TensorRT 11, and int8 copies of float models.
     """
-    content: dict[str, bytes] = {"jetson_python.py": script("jetson_python")}
+    content = {f"{name}.py": script(name) for name in ("jetson_python", "jetson_arrays")}
     for m in models:
         if options["precision"] == "fp16":
             content[f"models/{m.name}.fp16.onnx"] = to_bytes(to_half(m.model))
@@ -212,6 +213,29 @@ def _read_environment(results: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _read_outputs(results: Path, model: str, figures: dict[str, float]) -> list[str]:
+    """Add the largest difference of the outputs to the figures; return a note if it is too large.
+
+    run.py compares the engine's outputs with onnxruntime's on the device.
+    """
+    try:
+        found = json.loads(read_text(results / f"{model}.outputs.json", "replace"))
+        differences, limit = dict(found["differences"]), float(found["tolerance"])
+        wrong = [str(name) for name in found["wrong"]]
+        values = [float("nan") if v is None else float(v) for v in differences.values()]
+    # of a bundle before this file existed, or without expected outputs
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ["the outputs on the device were not compared with onnxruntime's"]
+    figures["output_difference"] = float(np.max(values)) if values else float("nan")
+    if not wrong:
+        return []
+    return [
+        f"outputs {', '.join(wrong[:5])} differ from onnxruntime's by "
+        f"{figures['output_difference']:.2g} of their largest value; {limit:g} is allowed at this "
+        "precision: the times are those of a model that computes something else"
+    ]
+
+
 def _list_gpu_layers(text: str) -> list[str]:
     """Return a note with the layers that TensorRT kept on the GPU, from exportLayerInfo."""
     try:
@@ -219,12 +243,28 @@ def _list_gpu_layers(text: str) -> list[str]:
     # the list is only a note: a log in an unknown format does not make the times invalid
     except (ValueError, AttributeError, TypeError, RecursionError):
         return []
-    names = [str(r.get("Name", "")) if isinstance(r, dict) else str(r) for r in rows]
-    # layers of the DLA are compiled into one ForeignNode
-    outside = [n for n in names if n and "ForeignNode" not in n and not n.startswith("Reformat")]
+    layers = [r if isinstance(r, dict) else {"Name": r} for r in rows]
+    named = [(str(r.get("Name", "")), str(r.get("LayerType", ""))) for r in layers]
+    computing = [(name, kind) for name, kind in named if name and not _copies(name, kind)]
+    outside = [name for name, kind in computing if not _is_on_dla(name, kind)]
     if not outside:
         return []
-    return [f"{len(outside)} of {len(names)} layers run on the GPU: {', '.join(outside[:5])}"]
+    return [f"{len(outside)} of {len(computing)} layers run on the GPU: {', '.join(outside[:5])}"]
+
+
+def _copies(name: str, kind: str) -> bool:
+    """Return whether a layer only moves data, such as between the GPU and the DLA's memory."""
+    moves = name.endswith((" to nvm", " from nvm", " copy finish")) or name.startswith("Reformat")
+    return moves or kind in ("Reformat", "NoOp")
+
+
+def _is_on_dla(name: str, kind: str) -> bool:
+    """Return whether a layer is a subgraph of the DLA.
+
+    Detailed information has the type; a ForeignNode of another type is a region that Myelin
+    compiled for the GPU. Without a type, a ForeignNode is taken as the DLA's.
+    """
+    return "DLA" in kind.upper() if kind else "ForeignNode" in name
 
 
 # TensorRT developer guide, "DLA supported layers and restrictions"
@@ -263,9 +303,18 @@ DLA_OPS = {
     "Resize": (limits.attribute_is("mode", "nearest", "nearest", severity="fallback"),),
     "Slice": _IMAGE,
     "Split": _IMAGE,
-    **limits.no_limits(
-        "Relu Sigmoid Tanh Clip LeakyRelu PRelu QuantizeLinear DequantizeLinear Identity Constant"
+    # "DLA does not support explicit quantization" in the guides of TensorRT 8; 11.4.1 on AGX Orin
+    # reads the types of the graph only
+    **dict.fromkeys(
+        ("QuantizeLinear", "DequantizeLinear"),
+        (
+            limits.always(
+                "note",
+                "the DLA reads Q/DQ from TensorRT 11.4.1 on; before, such a graph runs on the GPU",
+            ),
+        ),
     ),
+    **limits.no_limits("Relu Sigmoid Tanh Clip LeakyRelu PRelu Identity Constant"),
 }
 
 TARGET = HandoffTarget(
@@ -285,7 +334,9 @@ TARGET = HandoffTarget(
             "max = fix the clocks at the highest (needs sudo without password), keep = no change",
             ("max", "keep"),
         ),
-        "power-mode": TargetOption("0", "nvpmodel -m"),
+        "power-mode": TargetOption(
+            "max", "nvpmodel -m; max = the highest that nvpmodel -p --verbose lists"
+        ),
         "duration": TargetOption("10", "seconds per timing round"),
         "rounds": TargetOption("3", "rounds per model, in turns"),
         "idle": TargetOption("3", "seconds of power sampling before the first round"),

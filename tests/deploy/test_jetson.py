@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from onnx import parser
 
 from onnxprune.deploy.bundle import check
 from onnxprune.deploy.handoff import collect, handoff
-from onnxprune.deploy.jetson import TARGET, busy_mw, parse_tegrastats
+from onnxprune.deploy.jetson import TARGET, _list_gpu_layers, busy_mw, parse_tegrastats
 from onnxprune.deploy.prepare import prepare
 from onnxprune.engines.trt_logs import parse_profile, parse_times
 from onnxprune.errors import DataError
@@ -123,6 +127,16 @@ def test_broken_logs_are_errors(text: str) -> None:
         parse_times(text)
 
 
+def find_highest_mode(text: str) -> str:
+    """Call the function of run.py, which is no module of the package."""
+    source = resources.files("onnxprune.deploy.scripts").joinpath("jetson.py").read_text()
+    tree = ast.parse(source)
+    tree.body = [n for n in tree.body if getattr(n, "name", "") == "find_highest_mode"]
+    names: dict[str, Any] = {"re": re}
+    exec(compile(tree, "jetson.py", "exec"), names)
+    return str(names["find_highest_mode"](text))
+
+
 DLA = """
 <ir_version: 8, opset_import: ["" : 13]>
 g (float[1,3,64,64] x) => (float[1,10] y) <float[16,3,35,35] w, float[12,16,3,3] v, float[12,10] f>
@@ -149,7 +163,18 @@ def test_dla_checks_name_what_falls_back() -> None:
     assert "12 output channels cost as much as 16" in checks["Conv", "slow"]
 
 
-TRTEXEC = """
+LAYERS = [
+    {"Name": "images to nvm", "LayerType": "DLA copy"},
+    {"Name": "conv1", "LayerType": "CaskConvolution"},
+    {"Name": "{ForeignNode[conv2]}", "LayerType": "DLA"},
+    {"Name": "{ForeignNode[head]}", "LayerType": "Myelin"},
+    {"Name": "Reformatting CopyNode for Input Tensor 0 to conv1", "LayerType": "Reformat"},
+]
+TRTEXEC = (
+    f"""
+LAYERS = {json.dumps(json.dumps({"Layers": LAYERS}))}
+"""
+    + """
 MS = 1.0 if "pruned" in str(args) else 2.0
 ROWS = [
     {"startEnqMs": 2.0 * i, "h2dMs": 0, "computeMs": MS, "d2hMs": 0, "latencyMs": 2.1}
@@ -158,22 +183,28 @@ ROWS = [
 LAYER = {"name": "conv1 + relu1", "timeMs": 1.0, "averageMs": 1.0, "percentage": 100}
 if args == ["--help"]:
     print("--onnx --skipInference --useSpinWait --noDataTransfers --useCudaGraph")
-    print("--timingCacheFile --profilingVerbosity --noTF32")
+    print("--timingCacheFile --profilingVerbosity --noTF32 --loadInputs --exportOutput")
     print(os.environ.get("FLAGS", ""))
 for a in args:
     name, _, path = a.partition("=")
     if name == "--saveEngine":
         pathlib.Path(path).write_bytes(b"engine")
+    if name == "--loadInputs":
+        assert pathlib.Path(path.split("'images':")[1]).stat().st_size == 4 * 64
+    if name == "--exportOutput":
+        values = [float(v) for v in os.environ["VALUES"].split()]
+        pathlib.Path(path).write_text(json.dumps([{"name": "logits", "values": values}]))
     if name == "--exportTimes":
         time.sleep(0.3)
         pathlib.Path(path).write_text(json.dumps(ROWS))
     if name == "--exportProfile":
         pathlib.Path(path).write_text(json.dumps([{"count": 1}, LAYER]))
     if name == "--exportLayerInfo":
-        pathlib.Path(path).write_text('{"Layers": ["conv1", "{ForeignNode[conv2]}"]}')
+        pathlib.Path(path).write_text(LAYERS)
     if name in ("--onnx", "--loadEngine") and not pathlib.Path(path).is_file():
         sys.exit("no such file: " + path)
 """
+)
 
 
 def board(folder: Path) -> Path:
@@ -186,7 +217,12 @@ def board(folder: Path) -> Path:
         "    print('GR3D_FREQ 97%@[918] VDD_IN 8000mW/8000mW', flush=True)\n"
         "    time.sleep(0.05)",
     )
-    stubs.command(folder, "nvpmodel", "print('NV Power Mode: MAXN')")
+    # the modes of an Orin Nano, where 0 is not the highest
+    modes = "15W 25W MAXN_SUPER 7W".split()
+    listed = "".join(f"NVPM VERB: POWER_MODEL: ID={i} NAME={n}\n" for i, n in enumerate(modes))
+    stubs.command(
+        folder, "nvpmodel", f"print({listed!r} if '-p' in args else 'NV Power Mode: MAXN_SUPER')"
+    )
     stubs.command(folder, "jetson_clocks", "print('clocks')")
     stubs.command(folder, "sudo", "sys.exit(subprocess.call(args[1:]))")
     return folder
@@ -203,7 +239,10 @@ def test_bundle_runs_on_a_machine_with_jetpack_only(tmp_path: Path, major: int) 
     handoff(
         stubs.convnet(16), stubs.convnet(8), "jetson", bundle, options={"rounds": "2", "idle": "0"}
     )
-    done = stubs.run(bundle, binaries, extra={"FLAGS": "--fp16 --int8" if major == 10 else ""})
+    with np.load(bundle / "expected_original.npz") as arrays:
+        values = " ".join(map(str, arrays["output_0"][0].tolist()))
+    flags = "--fp16 --int8" if major == 10 else ""
+    done = stubs.run(bundle, binaries, extra={"FLAGS": flags, "VALUES": values})
     assert done.returncode == 0, done.stderr
     calls = arguments(binaries, "trtexec")
     builds = [c for c in calls if any(a.startswith("--saveEngine") for a in c)]
@@ -215,7 +254,13 @@ def test_bundle_runs_on_a_machine_with_jetpack_only(tmp_path: Path, major: int) 
         if any(a.startswith("--exportTimes") for a in c)
     ]
     assert ["original" in t for t in timed] == [True, False, True, False]
-    assert arguments(binaries, "nvpmodel")[0] == ["-m", "0"]
+    assert arguments(binaries, "nvpmodel")[:2] == [["-p", "--verbose"], ["-m", "2"]]
+    # timed with the inputs of the bundle, and compared on the device: the stub gives all models
+    # the outputs of the original
+    loads = [c for c in calls if c[0].startswith("--loadEngine")]
+    assert all(any(a.startswith("--loadInputs") for a in c) for c in loads)
+    assert "warning: pruned: output logits differs" in done.stderr
+    assert "warning: original" not in done.stderr
     collected = collect(bundle)
     assert collected.results["original"].figures["latency_ms"] == 2.0
     assert collected.ratios["latency_ms"] == 2.0
@@ -223,7 +268,11 @@ def test_bundle_runs_on_a_machine_with_jetpack_only(tmp_path: Path, major: int) 
         8000 * 2.0 / 1000, rel=1e-6
     )
     assert collected.results["pruned"].layers == {"conv1 + relu1": 1.0}
-    assert collected.environment["power_mode"] == "NV Power Mode: MAXN"
+    assert collected.environment["power_mode"] == "NV Power Mode: MAXN_SUPER"
+    assert collected.results["original"].figures["output_difference"] == 0
+    assert not collected.results["original"].notes
+    (note,) = collected.results["pruned"].notes
+    assert "outputs logits differ from onnxruntime's" in note and "0.02 is allowed" in note
 
 
 def test_dla_run_names_the_layers_on_the_gpu(tmp_path: Path) -> None:
@@ -235,12 +284,18 @@ def test_dla_run_names_the_layers_on_the_gpu(tmp_path: Path) -> None:
         bundle,
         options={"dla": "0", "rounds": "1", "precision": "fp32", "idle": "0"},
     )
-    assert stubs.run(bundle, binaries).returncode == 0
+    assert stubs.run(bundle, binaries, extra={"VALUES": "nan"}).returncode == 0
     assert "--useDLACore=0" in arguments(binaries, "trtexec")[1]
     assert any(
-        "1 of 2 layers run on the GPU: conv1" in n
+        "2 of 3 layers run on the GPU: conv1, {ForeignNode[head]}" in n
         for n in collect(bundle).results["original"].notes
     )
+    # names only, as before TensorRT 8.6 without detailed verbosity
+    assert _list_gpu_layers('{"Layers": ["conv1", "{ForeignNode[c2]}"]}') == [
+        "1 of 2 layers run on the GPU: conv1"
+    ]
+    assert find_highest_mode("NVPM VERB: POWER_MODEL: ID=1 NAME=MODE_30W_ALL\n") == "1"
+    assert find_highest_mode("") == "0"
 
 
 def test_missing_tensorrt_is_one_line(tmp_path: Path) -> None:
@@ -276,5 +331,5 @@ def test_int8_needs_inputs_and_runs_the_quantized_copy(tmp_path: Path) -> None:
         Session(m).run({"images": images[:1]})["logits"] for m in (stubs.convnet(8), quantized)
     )
     assert np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
-    assert stubs.run(bundle, binaries).returncode == 0
+    assert stubs.run(bundle, binaries, extra={"VALUES": "0"}).returncode == 0
     assert arguments(binaries, "trtexec")[1][0].endswith("original.int8.onnx")

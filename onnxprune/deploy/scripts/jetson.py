@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import jetson_arrays
 import jetson_python
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
@@ -74,7 +75,10 @@ def set_clocks(chosen: Namespace) -> str:
     if chosen.clocks != "max":
         return "not changed"
     done = []
-    for command in (["nvpmodel", "-m", chosen.power_mode], ["jetson_clocks"]):
+    mode = chosen.power_mode
+    if mode == "max":
+        mode = find_highest_mode(common.output(["nvpmodel", "-p", "--verbose"]))
+    for command in (["nvpmodel", "-m", mode], ["jetson_clocks"]):
         program = common.find(command[0])
         if not program:
             done.append(command[0] + ": not installed on this machine")
@@ -85,6 +89,23 @@ def set_clocks(chosen: Namespace) -> str:
         result = "done" if status == 0 else "refused, run it with sudo"
         done.append(" ".join(command) + ": " + result)
     return "; ".join(done)
+
+
+def find_highest_mode(text: str) -> str:
+    """Return the number of the highest mode in what `nvpmodel -p --verbose` prints.
+
+    It is MAXN or MAXN_SUPER, else the mode with most watts, else 0. The order of the numbers says
+    nothing: mode 0 of an Orin Nano is 15W.
+    """
+    best, highest = "0", -1.0
+    for number, name in re.findall(r"POWER_MODEL: ID=(\d+) NAME=(\S+)", text):
+        watts = re.search(r"(\d+)\s*W", name)
+        height = float(watts.group(1)) if watts else 0.0
+        if "MAXN" in name:
+            height = 1e6 + ("SUPER" in name)
+        if height > highest:
+            best, highest = number, height
+    return best
 
 
 def describe_environment() -> dict[str, Any]:
@@ -119,6 +140,7 @@ class Trtexec:
     def __init__(self, program: str, chosen: Namespace, results: Path) -> None:
         self.program, self.chosen, self.results = program, chosen, results
         self.known = set(re.findall(r"--\w+", common.output([program, "--help"])))
+        self.inputs: list[str] = []
 
     def supported(self, *flags: str) -> list[str]:
         """Return the flags that this version has."""
@@ -150,6 +172,31 @@ class Trtexec:
             return flags, quantized if quantized.is_file() else path
         return self.supported("--noTF32"), path
 
+    def load_inputs(self, inputs: dict[str, jetson_arrays.Array]) -> None:
+        """Write the inputs for --loadInputs; without it trtexec invents values."""
+        if "--loadInputs" not in self.known or not inputs:
+            return
+        named = []
+        for index, (name, array) in enumerate(inputs.items()):
+            path = self.results / f"input{index}.bin"
+            path.write_bytes(array.data)
+            # quotes, because names of exported models hold colons and slashes
+            named.append(f"'{name}':{path}")
+        self.inputs = ["--loadInputs=" + ",".join(named)]
+
+    def infer(self, name: str, engine: Path) -> dict[str, list[float]]:
+        """Return the outputs for the inputs of the bundle, {} if trtexec does not write them."""
+        path = self.results / (name + ".output.json")
+        command = [self.program, f"--loadEngine={engine}", "--iterations=1", "--warmUp=0"]
+        command += ["--duration=0", *self.dla(), *self.inputs, f"--exportOutput={path}"]
+        # a comparison that fails must not end the run
+        common.run(command, self.results / (name + ".output.log"), check=False)
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            return {row["name"]: [float(v) for v in row["values"]] for row in rows}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def build(self, name: str, path: Path) -> Path:
         """Build an engine and return its path."""
         flags, source = self.precision_flags(path)
@@ -179,7 +226,7 @@ class Trtexec:
         command += self.supported("--useSpinWait", "--noDataTransfers")
         if self.chosen.dla == "none":
             command += self.supported("--useCudaGraph")
-        command += self.dla()
+        command += self.dla() + self.inputs
         command.append(f"--exportTimes={self.results / (stem + '.times.json')}")
         with Power(self.results / (stem + ".power.log"), int(self.chosen.interval)):
             common.run(command, self.results / (stem + ".log"))
@@ -187,17 +234,50 @@ class Trtexec:
     def profile(self, name: str, engine: Path) -> None:
         """Time the layers, in a separate run because profiling slows inference."""
         command = [self.program, f"--loadEngine={engine}", f"--warmUp={self.chosen.warm_up}"]
-        command += ["--duration=3", *self.dla()]
+        command += ["--duration=3", *self.dla(), *self.inputs]
         if "--profilingVerbosity" in self.known:
             command.append("--profilingVerbosity=detailed")
         command.append(f"--exportProfile={self.results / (name + '.profile.json')}")
         common.run(command, self.results / (name + ".profile.log"))
 
 
-def run_trtexec(program: str, models: dict[str, Path], chosen: Namespace, results: Path) -> None:
-    """Build all models, time them in turns, then profile them."""
+def report_outputs(
+    manifest: dict[str, Any], name: str, outputs: dict[str, list[float]], chosen: Namespace
+) -> None:
+    """Compare a model's outputs with the expected ones; write and print the result."""
+    expected = jetson_arrays.read_arrays(common.FOLDER / f"expected_{name}.npz")
+    order = [n for n in manifest["models"][name]["outputs"] if n in outputs]
+    # without expected outputs, as for foreign operators, there is nothing to compare
+    if not expected or not order:
+        common.say(f"{name}: outputs were not compared")
+        return
+    found = jetson_arrays.compare({n: outputs[n] for n in order}, expected)
+    result = jetson_arrays.judge(found, chosen.precision)
+    common.write_json(Path(chosen.results) / f"{name}.outputs.json", result)
+    for output in result["wrong"]:
+        common.say(
+            f"warning: {name}: output {output} differs from onnxruntime's by "
+            f"{found[output]:.2g} of its largest value; {result['tolerance']:g} is allowed at "
+            f"{chosen.precision}"
+        )
+
+
+def read_inputs(manifest: dict[str, Any]) -> dict[str, jetson_arrays.Array]:
+    """Return the first batch of the bundle's inputs."""
+    shapes = next(iter(manifest["models"].values()))["inputs"]
+    arrays = jetson_arrays.read_arrays(common.FOLDER / "inputs.npz")
+    return {name: arrays[name].first(shape) for name, shape in shapes.items() if name in arrays}
+
+
+def run_trtexec(program: str, manifest: dict[str, Any], chosen: Namespace, results: Path) -> None:
+    """Build all models, compare their outputs, time them in turns, then profile them."""
     trtexec = Trtexec(program, chosen, results)
+    trtexec.load_inputs(read_inputs(manifest))
+    models = common.models(manifest)
     engines = {name: trtexec.build(name, path) for name, path in models.items()}
+    if trtexec.inputs:
+        for name, engine in engines.items():
+            report_outputs(manifest, name, trtexec.infer(name, engine), chosen)
     with Power(results / "idle.power.log", int(chosen.interval)):
         # idle power, before the first engine runs
         time.sleep(float(chosen.idle))
@@ -209,13 +289,21 @@ def run_trtexec(program: str, models: dict[str, Path], chosen: Namespace, result
         trtexec.profile(name, engine)
 
 
-def run_python(models: dict[str, Path], chosen: Namespace, results: Path) -> None:
+def run_python(manifest: dict[str, Any], chosen: Namespace, results: Path) -> None:
     """Do the same with TensorRT's Python bindings, for machines without trtexec."""
     if chosen.dla != "none":
         common.fail("DLA needs trtexec, which is not installed on this machine: " + HOW)
     sessions = {
-        name: jetson_python.Session(name, path, chosen, results) for name, path in models.items()
+        name: jetson_python.Session(name, path, chosen, results)
+        for name, path in common.models(manifest).items()
     }
+    for name, session in sessions.items():
+        session.upload({n: array.data for n, array in read_inputs(manifest).items()})
+        raw = session.infer()
+        outputs = {
+            n: jetson_arrays.Array(kind, (), data).values() for n, (kind, data) in raw.items()
+        }
+        report_outputs(manifest, name, outputs, chosen)
     for turn in range(int(chosen.rounds)):
         for name, session in sessions.items():
             with Power(results / f"{name}.{turn}.power.log", int(chosen.interval)):
@@ -242,9 +330,9 @@ def main() -> None:
     )
     common.write_json(results / "environment.json", record)
     if trtexec:
-        run_trtexec(trtexec, common.models(manifest), chosen, results)
+        run_trtexec(trtexec, manifest, chosen, results)
     else:
-        run_python(common.models(manifest), chosen, results)
+        run_python(manifest, chosen, results)
     common.write_json(results / "done.json", {"models": sorted(manifest["models"])})
     common.finish(results)
 

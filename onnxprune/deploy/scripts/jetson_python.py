@@ -9,6 +9,7 @@ import ctypes
 import json
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import common
 
 HOW = "install JetPack's TensorRT and CUDA (sudo apt-get install nvidia-jetpack)"
 PROFILE_RUNS = 50
+KINDS = {"FLOAT": "f4", "HALF": "f2", "INT32": "i4", "INT64": "i8", "INT8": "i1", "BOOL": "b1"}
 
 
 class Cuda:
@@ -35,6 +37,34 @@ class Cuda:
         status = getattr(self.library, name)(*values)
         if status:
             common.fail(f"{name} failed with CUDA error {status}")
+
+    def upload(self, pointer: ctypes.c_void_p, data: bytes) -> None:
+        """Copy bytes to the device (cudaMemcpyHostToDevice)."""
+        self.call("cudaMemcpy", pointer, data, ctypes.c_size_t(len(data)), ctypes.c_int(1))
+
+    def download(self, pointer: ctypes.c_void_p, size: int) -> bytes:
+        """Return bytes of the device (cudaMemcpyDeviceToHost)."""
+        data = ctypes.create_string_buffer(max(size, 1))
+        self.call("cudaMemcpy", data, pointer, ctypes.c_size_t(size), ctypes.c_int(2))
+        return data.raw[:size]
+
+    def capture(self, launch: Callable[[], None], stream: ctypes.c_void_p) -> ctypes.c_void_p:
+        """Return a CUDA graph of what `launch` enqueues; OSError if it cannot be recorded."""
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        # 1: other threads may make calls that a capture forbids
+        begun = self.library.cudaStreamBeginCapture(stream, ctypes.c_int(1))
+        if not begun:
+            launch()
+        # in any case: a stream that is left in capture mode would fail every later call
+        ended = self.library.cudaStreamEndCapture(stream, ctypes.byref(graph))
+        if begun or ended or not graph:
+            raise OSError(f"CUDA errors {begun} and {ended}")
+        status = self.library.cudaGraphInstantiateWithFlags(
+            ctypes.byref(executable), graph, ctypes.c_ulonglong(0)
+        )
+        if status:
+            raise OSError(f"CUDA error {status}")
+        return executable
 
     def allocate(self, size: int) -> ctypes.c_void_p:
         """Allocate zeroed device memory of `size` bytes."""
@@ -102,24 +132,67 @@ class Session:
         self.engine = self.runtime.deserialize_cuda_engine(
             build(self.trt, logger, path, chosen, results)
         )
+        if self.engine is None:
+            common.fail(
+                f"TensorRT cannot load the engine of {name}; its log above gives the reason"
+            )
         self.context = self.engine.create_execution_context()
+        if self.context is None:
+            common.fail(f"there is not enough device memory for the activations of {name}")
+        self.buffers: dict[str, tuple[ctypes.c_void_p, int]] = {}
+        self.hosted: dict[str, Any] = {}
         for index in range(self.engine.num_io_tensors):
-            tensor = self.engine.get_tensor_name(index)
-            count = self.trt.volume(self.engine.get_tensor_shape(tensor))
-            size = count * self.engine.get_tensor_dtype(tensor).itemsize
-            self.context.set_tensor_address(tensor, self.cuda.allocate(size).value)
+            self.bind(self.engine.get_tensor_name(index))
         self.stream = self.cuda.handle("cudaStreamCreate")
         self.begin = self.cuda.handle("cudaEventCreate")
         self.end = self.cuda.handle("cudaEventCreate")
         inspector = self.engine.create_engine_inspector()
         information = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
         (results / (name + ".layers.json")).write_text(information)
+        self.graph: ctypes.c_void_p | None = None
+
+    def bind(self, tensor: str) -> None:
+        """Allocate the buffer of an input or output."""
+        count = self.trt.volume(self.engine.get_tensor_shape(tensor))
+        size = count * self.engine.get_tensor_dtype(tensor).itemsize
+        # TensorRT reads and writes values of shapes on the host
+        if self.engine.get_tensor_location(tensor) == self.trt.TensorLocation.HOST:
+            self.hosted[tensor] = ctypes.create_string_buffer(max(size, 8))
+            self.context.set_tensor_address(tensor, ctypes.addressof(self.hosted[tensor]))
+            return
+        pointer = self.cuda.allocate(size)
+        self.buffers[tensor] = pointer, size
+        self.context.set_tensor_address(tensor, pointer.value)
+
+    def upload(self, inputs: dict[str, bytes]) -> None:
+        """Copy the inputs to the device; zeros remain where a type differs."""
+        for name, data in inputs.items():
+            if name in self.buffers and self.buffers[name][1] == len(data):
+                self.cuda.upload(self.buffers[name][0], data)
+
+    def infer(self) -> dict[str, tuple[str, bytes]]:
+        """Run once and return output -> (type as in .npy files, bytes)."""
+        self.run()
+        outputs = {}
+        for name, (pointer, size) in self.buffers.items():
+            kind = KINDS.get(self.engine.get_tensor_dtype(name).name)
+            output = self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.OUTPUT
+            if output and kind:
+                outputs[name] = kind, self.cuda.download(pointer, size)
+        return outputs
+
+    def enqueue(self) -> None:
+        """Enqueue one inference."""
+        if self.graph is not None:
+            self.cuda.call("cudaGraphLaunch", self.graph, self.stream)
+        elif not self.context.execute_async_v3(self.stream.value):
+            common.fail("TensorRT cannot run the engine; its log above gives the reason")
 
     def run(self) -> float:
         """Run one inference and return its milliseconds on the device."""
         # times on the device, without the time of the call
         self.cuda.call("cudaEventRecord", self.begin, self.stream)
-        self.context.execute_async_v3(self.stream.value)
+        self.enqueue()
         self.cuda.call("cudaEventRecord", self.end, self.stream)
         self.cuda.call("cudaEventSynchronize", self.end)
         elapsed = ctypes.c_float()
@@ -129,8 +202,15 @@ class Session:
     def times(self, warm_up_s: float, duration_s: float) -> list[dict[str, float]]:
         """Time inferences for so long; return rows in the format of trtexec's exportTimes.
 
-        Rows of the warm-up are included; their start times tell them from the others.
+        Rows of the warm-up are included; their start times tell them from the others. Inferences
+        are replayed as a CUDA graph, as trtexec does, if one can be recorded.
         """
+        self.run()
+        if self.graph is None:
+            try:
+                self.graph = self.cuda.capture(self.enqueue, self.stream)
+            except (OSError, AttributeError) as problem:
+                common.say(f"no CUDA graph ({problem}): times include kernel launches")
         rows, origin = [], time.perf_counter()
         while time.perf_counter() - origin < warm_up_s + duration_s:
             at = 1e3 * (time.perf_counter() - origin)
@@ -161,6 +241,7 @@ class Session:
                 """Add a time; TensorRT calls this after each inference."""
                 self.total[layer] = self.total.get(layer, 0.0) + ms
 
+        self.graph = None
         layers = self.context.profiler = LayerTimes()
         for _ in range(PROFILE_RUNS):
             self.run()
