@@ -55,6 +55,7 @@ def compare(
     Differences have standard errors. Labeled inputs are given by --labeled or --data; --metric is
     top1 by default.
     """
+    from onnxprune.analysis.stored import count_stored
     from onnxprune.analysis.walk import analyze
     from onnxprune.ir.io import load
     from onnxprune.metrics.compare import compare as run
@@ -87,7 +88,7 @@ def compare(
             chosen,
             options=metric_options(recipe),
             names=class_names,
-            cost=lambda m: analyze(m, shapes=shapes).cost(),
+            cost=lambda m: count_stored(m, analyze(m, shapes=shapes).cost()),
             threads=recipe.threads,
             batch_size=recipe.batch_size,
         )

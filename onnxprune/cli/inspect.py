@@ -13,6 +13,8 @@ from onnxprune.errors import plural, printable, unknown
 
 if TYPE_CHECKING:
     from onnxprune.analysis.groups import Analysis
+    from onnxprune.ir.model import Model
+    from onnxprune.types import Cost
 
 # of the tables, for a terminal; --json lists all
 _MOST_OPS = 10
@@ -40,24 +42,29 @@ def inspect(
 ) -> None:
     """Show which channels of MODEL can be pruned, which cannot, and why."""
     from onnxprune.analysis.copies import describe_copies
+    from onnxprune.analysis.stored import count_stored
+    from onnxprune.ir.io import load
     from onnxprune.run.analysis import analyze_for, count_at_shapes
 
     recipe = recipe_from(recipe_file, values)
+    source = load(model)
     # this command takes no data: dynamic axes have the lengths of --shape, or example lengths
-    analysis = count_at_shapes(analyze_for(model, recipe), recipe)
+    analysis = count_at_shapes(analyze_for(source, recipe), recipe)
+    # what the file stores, copies of a weight and unused ones included, as in a report
+    cost = count_stored(source, analysis.cost())
     for warning in (*analysis.defects, *describe_copies(analysis.copies)):
         click.echo(f"warning: {warning}", err=True)
     if why is not None:
         _explain(analysis, why, as_json)
     elif tree:
-        _show_tree(analysis, as_json)
+        _show_tree(analysis, source, as_json)
     elif as_json:
-        emit(_to_json(analysis))
+        emit(_to_json(analysis, cost))
     else:
-        click.echo(_format(analysis))
+        click.echo(_format(analysis, cost))
 
 
-def _to_json(analysis: Analysis) -> dict[str, Any]:
+def _to_json(analysis: Analysis, cost: Cost) -> dict[str, Any]:
     """Return the analysis as JSON."""
     from onnxprune.report.collect import frozen_rows
     from onnxprune.report.roles import find_roles
@@ -73,7 +80,7 @@ def _to_json(analysis: Analysis) -> dict[str, Any]:
         role = describe_role(analysis, group, roles)
         groups.append({**row, "macs_share": shares[group.name], "role": role})
     return {
-        "cost": analysis.cost().as_dict(),
+        "cost": cost.as_dict(),
         "counted_at": analysis.counted_at.describe(),
         "not_counted": analysis.uncounted,
         "prunable_macs": analysis.prunable_macs(),
@@ -87,9 +94,9 @@ def _to_json(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _format(analysis: Analysis) -> str:
+def _format(analysis: Analysis, cost: Cost) -> str:
     """Return the analysis as tables."""
-    parts = [_format_model(analysis)]
+    parts = [_format_model(analysis, cost)]
     if analysis.groups:
         parts.append(_format_groups(analysis))
     if analysis.frozen:
@@ -97,11 +104,10 @@ def _format(analysis: Analysis) -> str:
     return "\n\n".join(parts)
 
 
-def _format_model(analysis: Analysis) -> str:
+def _format_model(analysis: Analysis, cost: Cost) -> str:
     """Return operators, costs and the number of groups."""
     from onnxprune.report.text import amount
 
-    cost = analysis.cost()
     ops = Counter(node.op_type for node in analysis.model.proto.graph.node)
     shown = [f"{printable(op)} {count}" for op, count in ops.most_common(_MOST_OPS)]
     if len(ops) > _MOST_OPS:
@@ -158,12 +164,12 @@ def _format_reasons(analysis: Analysis) -> str:
     return f"{columns(rows, left=4)}\nOne tensor: onnxprune inspect MODEL --why TENSOR"
 
 
-def _show_tree(analysis: Analysis, as_json: bool) -> None:
+def _show_tree(analysis: Analysis, source: Model, as_json: bool) -> None:
     """Print parameters, MACs and their prunable share by the prefixes of the names of nodes."""
     from onnxprune.report.shares import make_tree
     from onnxprune.report.text import amount, columns
 
-    root = make_tree(analysis)
+    root = make_tree(analysis, source)
     if as_json:
         emit(root.to_json())
         return

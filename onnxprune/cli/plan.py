@@ -74,7 +74,8 @@ def cut(
     **values: Any,
 ) -> None:
     """Remove from MODEL the channels that PLAN (plan.json) does not keep; repair nothing."""
-    from onnxprune.ir.io import save
+    from onnxprune.analysis.stored import count_stored
+    from onnxprune.ir.io import load, save
     from onnxprune.run.adapter import analyze_for_plan
     from onnxprune.run.outputs import check_output, choose_output
     from onnxprune.surgery.cut import cut as remove_channels
@@ -87,8 +88,8 @@ def cut(
     analysis = analyze_for_plan(model, plan)
     pruned = remove_channels(analysis, plan)
     save(pruned, path, external_data=recipe.external_data, overwrite=overwrite)
-    # as the plan counts them, without the constants that a cut may add
-    before, after = analysis.cost(), analysis.cost(plan.kept)
+    before = count_stored(load(model), analysis.cost())
+    after = count_stored(pruned, analysis.cost(plan.kept))
     if as_json:
         costs = {"before": before.as_dict(), "after": after.as_dict()}
         emit({"source": model, "output": path, **costs})

@@ -27,6 +27,7 @@ from onnxprune.metrics.base import (
 from onnxprune.metrics.boxes import center_to_corner, overlap
 from onnxprune.metrics.decoding import detections_of
 
+BOX_METRICS = ("coco", "coco-official", "map50")  # names of the metrics of boxes
 OVERLAPS = np.arange(0.5, 0.96, 0.05)  # 0.50 .. 0.95
 RECALLS = np.linspace(0, 1, 101)
 MOST_PER_CLASS = 100  # detections of one class in one image, as COCO's maxDets

@@ -59,6 +59,8 @@ class Fidelity:
         0.5); None without boxes, or if neither model has any.
     box_score
         Least score of the boxes compared.
+    boxes
+        Number of boxes compared, of both models together; None without boxes.
     warnings
         Limits of the comparison, as sentences.
     """
@@ -68,6 +70,7 @@ class Fidelity:
     box_agreement: float | None = None
     box_score: float | None = None
     warnings: tuple[str, ...] = ()
+    boxes: int | None = None
 
     @property
     def relative_error(self) -> float | None:
@@ -113,6 +116,7 @@ class Fidelity:
             "box_agreement": self.box_agreement,
             "outputs": {n: asdict(o) for n, o in self.outputs.items()},
             "warnings": self.warnings,
+            "boxes": self.boxes,
         }
         return {key: plain(value) for key, value in values.items()}
 
@@ -227,7 +231,7 @@ class Accumulator:
                 f"{self._box_score:g} or more on these inputs; use real images with --data",
                 *warnings,
             )
-        return Fidelity(outputs, self._samples, agreement, self._box_score, warnings)
+        return Fidelity(outputs, self._samples, agreement, self._box_score, warnings, total)
 
     def _update_boxes(
         self, original: Outputs, pruned: Outputs, feeds: Mapping[str, np.ndarray]

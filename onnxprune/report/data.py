@@ -117,7 +117,8 @@ class LatencyRow(ReportRecord):
 class FidelitySummary(ReportRecord):
     """Comparison of the outputs with the original's on held-out inputs.
 
-    See `onnxprune.metrics.fidelity.Fidelity`; `outputs` has the measures by output.
+    See `onnxprune.metrics.fidelity.Fidelity`; `outputs` has the measures by output, `boxes` is the
+    number of boxes of both models, None if the outputs are no boxes.
     """
 
     samples: int | None = None
@@ -126,6 +127,7 @@ class FidelitySummary(ReportRecord):
     box_agreement: float | None = None
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    boxes: int | None = omitted(None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.ir.nodes import label
+from onnxprune.analysis.stored import count_params, stored_tensors
+from onnxprune.ir.model import Model
+from onnxprune.ir.nodes import label, nested
 from onnxprune.report.roles import KEY, MLP_IN, QUERY, VALUE, spell_roles
 from onnxprune.types import Group
 
@@ -93,20 +95,16 @@ def frozen_shares(analysis: Analysis) -> dict[tuple[str, str], float]:
     return {why: sum(macs.get(name, 0) for name in names) / total for why, names in held.items()}
 
 
-def make_tree(analysis: Analysis) -> Branch:
-    """Return the costs by the prefixes of the names of nodes, parted at / and dots."""
-    macs = _macs_by_label(analysis)
-    params: dict[str, int] = {}
-    seen: set[str] = set()
-    for use in analysis.uses:
-        if use.tensor in seen:
-            continue
-        seen.add(use.tensor)
-        name = label(analysis.nodes[use.node])
-        size = 1
-        for length in analysis.model.weights[use.tensor].shape:
-            size *= length
-        params[name] = params.get(name, 0) + size
+def make_tree(analysis: Analysis, source: Model) -> Branch:
+    """Return the costs by the prefixes of the names of nodes, parted at / and dots.
+
+    Parameters
+    ----------
+    source
+        The model as its file stores it. Weights that no node uses count for the root alone.
+    """
+    macs, params = _macs_by_label(analysis), _params_by_label(source)
+    unused = params.pop("", 0)
     live = {
         label(analysis.nodes[product.node])
         for product in analysis.record.products
@@ -120,7 +118,24 @@ def make_tree(analysis: Analysis) -> Branch:
             branch.macs += macs.get(name, 0)
             branch.params += params.get(name, 0)
             branch.prunable += macs.get(name, 0) if name in live else 0
+    root.params += unused
     return root
+
+
+def _params_by_label(source: Model) -> dict[str, int]:
+    """Return label of the first node that uses a stored tensor -> parameters; "" for the rest."""
+    # bodies may name their constants alike
+    stored: dict[str, int] = {}
+    for tensor, shape in stored_tensors(source):
+        stored[tensor] = stored.get(tensor, 0) + count_params(shape)
+    params: dict[str, int] = {}
+    for graph in nested(source.proto.graph):
+        for node in graph.node:
+            for name in node.input:
+                if size := stored.pop(name, 0):
+                    params[label(node)] = params.get(label(node), 0) + size
+    params[""] = sum(stored.values())
+    return params
 
 
 def _macs_by_label(analysis: Analysis) -> dict[str, int]:

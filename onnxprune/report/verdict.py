@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import hypot, isfinite
+from math import hypot, isfinite, isnan
 from typing import Any
 
 from onnxprune.errors import plural
+from onnxprune.metrics.detection import BOX_METRICS
 from onnxprune.report.conclusions import BAD, FAIR, GOOD, UNKNOWN, Verdict, worst_level
 from onnxprune.report.data import (
     FidelitySummary,
@@ -76,6 +77,8 @@ def _judge_metric(name: str, row: QualityRow) -> tuple[str, str]:
     figures = f"{name} {row.before:.4g} before, {row.after:.4g} after"
     if row.samples:
         figures += f", {plural(row.samples, 'labeled input')}"
+    if silence := _explain_silence(name, row):
+        return UNKNOWN, f"{name} says nothing, because {silence}: {figures}"
     # NaN fails every comparison below and could be judged as a gain
     if not (isfinite(row.before) and isfinite(row.after)):
         return BAD, f"unusable: {figures}"
@@ -95,6 +98,16 @@ def _judge_metric(name: str, row: QualityRow) -> tuple[str, str]:
     return (FAIR if lost > 0 else GOOD), f"{word} {abs(lost):.2g} ± {error:.2g}: {figures}"
 
 
+def _explain_silence(name: str, row: QualityRow) -> str:
+    """Return why a metric cannot tell the models apart, "" if it can."""
+    if name in BOX_METRICS and isnan(row.before) and isnan(row.after):
+        return "no labeled input has a box"
+    # of an error, 0 is the best value
+    if not row.higher_is_better or row.before or row.after:
+        return ""
+    return "neither model finds a labeled box" if name in BOX_METRICS else "it is 0 for both models"
+
+
 def change_error(row: QualityRow) -> float | None:
     """Return the standard error of a metric's change.
 
@@ -108,10 +121,12 @@ def change_error(row: QualityRow) -> float | None:
 def _judge_fidelity(report: Report) -> Verdict:
     """Judge the outputs on held-out inputs."""
     fidelity = report.fidelity
+    inputs = f"on {plural(fidelity.samples or 0, 'held-out input')}"
     if fidelity.agreement is None and fidelity.relative_error is None:
         text = "not measured: no labeled and no held-out inputs"
+        if fidelity.boxes == 0:
+            text = f"not measured: neither model finds a box {inputs}"
         return Verdict("quality", UNKNOWN, text)
-    inputs = f"on {plural(fidelity.samples or 0, 'held-out input')}"
     parts = []
     if fidelity.agreement is not None:
         error = _find_largest(report, "agreement_error")
@@ -120,6 +135,8 @@ def _judge_fidelity(report: Report) -> Verdict:
     if fidelity.relative_error is not None:
         error = _find_largest(report, "relative_error_error")
         parts.append(f"relative output error {fidelity.relative_error:.2g}{_spell_error(error)}")
+    if fidelity.boxes == 0:
+        parts.append("no box of either model")
     level, word = _grade_fidelity(report)
     return Verdict("quality", level, f"{word}: {', '.join(parts)} {inputs}, no labels")
 

@@ -10,12 +10,12 @@ from onnxprune.errors import OnnxpruneError
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.decoding import recognized_head
+from onnxprune.metrics.detection import BOX_METRICS
 from onnxprune.metrics.fidelity import find_input_sizes
 from onnxprune.metrics.heads import describe_outputs
 from onnxprune.run.recipe import Recipe
 
 LEAST_RANK = 2  # of an output of boxes
-BOX_METRICS = ("coco", "coco-official", "map50")
 
 
 def name_decoder(model: Model, data: Data | LabeledData, recipe: Recipe) -> tuple[Recipe, str]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
-from onnxprune.analysis.cost import WEIGHT_TYPES
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.stored import count_params, count_stored
 from onnxprune.analysis.walk import analyze
 from onnxprune.errors import plural
 from onnxprune.ir.model import Model
 from onnxprune.ir.nodes import nested
-from onnxprune.ir.weights import Weight, size_bytes
 from onnxprune.report.data import Costs
 
 
@@ -20,25 +18,19 @@ def count_original(source: Model, analysis: Analysis) -> Costs:
 
     A plan counts weights that are stored as copies once, and those that no node uses not at all.
     """
-    costs = analysis.cost().as_dict()
-    weights = analysis.model.weights
-    copies = [weights[name] for name, others in analysis.copies.items() for _ in others]
-    for weight in (*copies, *(source.weights[name] for name in _find_unused(source))):
-        costs["bytes"] += size_bytes(weight)
-        costs["params"] += _count_params(weight)
-    return Costs.from_json(costs)
+    return Costs.from_json(count_stored(source, analysis.cost()).as_dict())
 
 
 def count_artifact(model: Model, analysis: Analysis) -> Costs:
     """Return the costs of the artifact, at the shapes at which the original's are counted."""
-    counted = analyze(model).at(analysis.counted_at.inputs)
-    return Costs.from_json(counted.cost().as_dict())
+    counted = analyze(model).at(analysis.counted_at.inputs).cost()
+    return Costs.from_json(count_stored(model, counted).as_dict())
 
 
 def describe_unused(source: Model) -> Iterator[str]:
     """Yield a sentence if the file stores weights that no node uses."""
     unused = [source.weights[name] for name in _find_unused(source)]
-    params = sum(map(_count_params, unused))
+    params = sum(map(count_params, unused))
     if params:
         yield (
             f"no node uses {plural(len(unused), 'weight')} of the original "
@@ -49,14 +41,9 @@ def describe_unused(source: Model) -> Iterator[str]:
 def describe_added(pruned: Model, repaired: Model) -> str:
     """Return how many biases a repair added to a cut model, "" if none."""
     added = [w for name, w in repaired.weights.items() if name not in pruned.weights]
-    params = sum(map(_count_params, added))
+    params = sum(map(count_params, added))
     # where a layer had no bias, or shared that of another one
     return f"{plural(len(added), 'bias', 'biases')} added ({params} parameters)" if params else ""
-
-
-def _count_params(weight: Weight) -> int:
-    """Return the number of parameters, as `analysis.cost` counts them."""
-    return prod(weight.shape) if weight.dtype in WEIGHT_TYPES and weight.shape else 0
 
 
 def _find_unused(source: Model) -> list[str]:

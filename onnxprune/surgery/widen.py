@@ -16,7 +16,9 @@ from onnxprune.ir.nodes import nested
 from onnxprune.ir.weights import from_array
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_TYPE_ATTRIBUTES = ("to", "dtype")
+_TYPE_ATTRIBUTES = """
+    to dtype output_dtype precision softmax_precision stash_type output_datatype
+""".split()
 
 
 def has_half(model: Model) -> bool:
@@ -62,7 +64,7 @@ def _widen_graph(model: EditableModel, graph: GraphProto) -> None:
             tensor.data_type = model.weights[tensor.name].dtype
     for node in graph.node:
         for attribute in node.attribute:
-            # Cast and the random operators name their output type by its number
+            # Cast, DequantizeLinear, random and other operators name a type by its number
             if attribute.name in _TYPE_ATTRIBUTES and attribute.i in HALF:
                 attribute.i = TensorProto.FLOAT
             if attribute.type == AttributeProto.TENSOR and attribute.t.data_type in HALF:

@@ -190,6 +190,7 @@ def test_box_agreement_of_native_and_decoded_boxes():
     # no box of either model is no evidence of agreement
     assert empty.result().box_agreement is None and empty.result().divergence == 0
     assert "box agreement is not measured" in empty.result().warnings[0]
+    assert empty.result().boxes == 0 and found.boxes == 4
 
 
 def test_two_models_on_data():

@@ -32,7 +32,7 @@ def analysis() -> Analysis:
 
 
 def test_tree_adds_up(analysis: Analysis) -> None:
-    root = make_tree(analysis)
+    root = make_tree(analysis, load(MODEL))
     cost = analysis.cost()
     assert (root.macs, root.params) == (cost.macs, cost.params)
     assert root.prunable / root.macs == pytest.approx(analysis.prunable_macs())

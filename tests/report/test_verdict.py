@@ -59,6 +59,40 @@ def test_metric_is_judged_by_the_error_of_its_change(
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("map50", 0.0, "neither model finds a labeled box"),
+        ("coco", float("nan"), "no labeled input has a box"),
+        ("top1", 0.0, "it is 0 for both models"),
+    ],
+)
+def test_metric_without_anything_to_compare_says_nothing(
+    name: str, value: float, reason: str
+) -> None:
+    report = replace(EMPTY, quality={name: QualityRow(value, value, 0.0, 16, None, 0.0)})
+    level, text = level_and_text(report, "quality")
+    assert level == "unknown"
+    assert text.startswith(f"{name} says nothing, because {reason}: {name} {value:.4g} before")
+    # a loss of everything, and an error of 0, are results
+    lost = replace(EMPTY, quality={name: QualityRow(0.4, 0.0, 0.0, 16, None, 0.0)})
+    assert level_and_text(lost, "quality")[0] == "bad"
+    error = replace(EMPTY, quality={"rmse": QualityRow(0.0, 0.0, 0.0, 16, None, 0.0, False)})
+    assert level_and_text(error, "quality")[0] == "good"
+
+
+def test_outputs_without_any_box_are_not_judged() -> None:
+    fidelity = {"samples": 16, "boxes": 0}
+    verdict = level_and_text(replace(EMPTY, fidelity=fidelity), "quality")
+    text = "not measured: neither model finds a box on 16 held-out inputs"
+    assert verdict == ("unknown", text)
+    # raw outputs of a decoder are compared as well
+    verdict = level_and_text(
+        replace(EMPTY, fidelity={**fidelity, "relative_error": 0.1}), "quality"
+    )
+    assert "error 0.1, no box of either model on 16 held-out inputs" in verdict[1]
+
+
+@pytest.mark.parametrize(
     ("figures", "nmse", "level", "text"),
     [
         ({"agreement": 0.31}, None, "bad", "unusable: agreement with the original 31.0%"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 from onnxprune.analysis.walk import analyze
+from onnxprune.cli.app import app
 from onnxprune.errors import ModelError, TargetError, UsageError
 from onnxprune.ir.io import Model, load, save
 from onnxprune.report.data import Costs
 from onnxprune.report.html import page
 from onnxprune.report.terminal import summary
+from onnxprune.report.text import amount
 from onnxprune.run.adapter import channel_multiple
 from onnxprune.run.job import RunJob
 from onnxprune.run.pipeline import make_plan, optimize
@@ -195,6 +199,13 @@ def test_params_before_are_those_of_the_file(tmp_path: Path) -> None:
         params = [np.prod(t.dims) for t in tensors if t.data_type == onnx.TensorProto.FLOAT]
         assert costs.params == sum(params)
     assert report.before.bytes == 4 * report.before.params
+    # before a run too: in JSON, on the terminal, and in the tree
+    shown = CliRunner().invoke(app, ["inspect", str(path), "--json"])
+    assert json.loads(shown.stdout)["cost"] == report.before.to_json()
+    params = f"{amount(report.before.params)} params"
+    assert params in CliRunner().invoke(app, ["inspect", str(path)]).stdout
+    tree = CliRunner().invoke(app, ["inspect", str(path), "--tree", "--json"])
+    assert json.loads(tree.stdout)["params"] == report.before.params
     assert [w for w in report.warnings if w.startswith("no node uses 1 weight")]
 
 

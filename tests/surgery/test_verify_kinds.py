@@ -148,6 +148,28 @@ def test_half_precision_is_compared_in_float32(kind: str) -> None:
     assert not verify(analysis, plan, copy.freeze()).ok
 
 
+# the bits of the float16 scale are those of 1/16
+QUANTIZED_HALF = """float16[3,6] x
+| int8[6,12] w1, int8[12,5] w2, float16 s = {11264}, int8 z = {0}, float16[5] b
+| xq = QuantizeLinear(x, s, z); xd = DequantizeLinear(xq, s, z); w1d = DequantizeLinear(w1, s, z);
+a = MatMul(xd, w1d); r = Relu(a); rq = QuantizeLinear(r, s, z); rd = DequantizeLinear(rq, s, z);
+w2d = DequantizeLinear(w2, s, z); c = MatMul(rd, w2d); y = Add(c, b)"""
+
+
+def test_quantized_half_precision_is_compared_by_exact_sums() -> None:
+    """Float16 rounds values to other quantization steps, which a tolerance would have to cover."""
+    analysis = analyze(load(net(QUANTIZED_HALF, opset=21)))
+    (group,) = analysis.groups
+    plan = plan_of(analysis, {group.name: range(0, group.size, 2)})
+    pruned = cut(analysis, plan)
+    result = verify(analysis, plan, pruned)
+    assert result.ok and result.difference < 1e-6 < result.tolerance < HALF_EFFECT
+    copy = pruned.edit()
+    values = np.array(copy.weights["w2"].array())
+    copy.weights["w2"] = from_array(values[[1, 0, *range(2, len(values))]])
+    assert not verify(analysis, plan, copy.freeze()).ok
+
+
 def test_vacuous_comparison_is_reported() -> None:
     """A network that multiplies everything by zero equals any cut of itself."""
     model = net(f"float[3,6] x | {WEIGHTS}, float o = {{0}} | {BODY}; y = Mul(b, o)")
