@@ -17,6 +17,7 @@ import numpy as np
 from onnxprune.deploy import limits
 from onnxprune.deploy.bundle import (
     Files,
+    Finding,
     HandoffTarget,
     PreparedModel,
     Samples,
@@ -24,12 +25,14 @@ from onnxprune.deploy.bundle import (
     TargetResult,
     script,
 )
+from onnxprune.deploy.nodes import GraphNode
 from onnxprune.engines.trt_logs import parse_profile, parse_times
 from onnxprune.errors import DataError
 from onnxprune.files import read_text
 from onnxprune.ir.half import to_half
 from onnxprune.ir.io import to_bytes
-from onnxprune.ir.quantize import is_quantized, quantize
+from onnxprune.ir.quantize import is_quantized
+from onnxprune.quantize.static import quantize_arrays
 
 # of the highest GPU load in a log; samples below it are loading of the engine and shut-down
 BUSY_SHARE = 0.5
@@ -193,7 +196,7 @@ def files(
             content[f"models/{m.name}.fp16.onnx"] = to_bytes(to_half(m.model))
         if options["precision"] == "int8" and not is_quantized(m.model):
             # TensorRT reads int8 only from QuantizeLinear and DequantizeLinear
-            copy = quantize(m.model, samples, qdq=True)
+            copy = quantize_arrays(m.model, samples, "tensorrt")
             content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
     return content
 
@@ -267,6 +270,26 @@ def _is_on_dla(name: str, kind: str) -> bool:
     return "DLA" in kind.upper() if kind else "ForeignNode" in name
 
 
+def _check_pair(node: GraphNode) -> Finding:
+    """Test QuantizeLinear and DequantizeLinear for the symmetric int8 that TensorRT reads."""
+    zero, values = node.value(2), node.value(0)
+    problem = ""
+    # without a zero point, QuantizeLinear gives uint8
+    if (zero is None and node.op == "QuantizeLinear") or (
+        zero is not None and zero.dtype != "int8"
+    ):
+        problem = "is not int8"
+    elif zero is not None and np.any(zero):
+        problem = "has a zero point other than 0"
+    elif values is not None and values.dtype == np.int32:
+        problem = "computes a bias in int32"
+    if problem:
+        yield (
+            "unsupported",
+            f"{node.op} {problem}; quantize the float model with --quantize-form tensorrt",
+        )
+
+
 # TensorRT developer guide, "DLA supported layers and restrictions"
 _IMAGE = (limits.rank(4, "fallback"),)
 _DLA_CONV = (
@@ -308,6 +331,7 @@ DLA_OPS = {
     **dict.fromkeys(
         ("QuantizeLinear", "DequantizeLinear"),
         (
+            _check_pair,
             limits.always(
                 "note",
                 "the DLA reads Q/DQ from TensorRT 11.4.1 on; before, such a graph runs on the GPU",

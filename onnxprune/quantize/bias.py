@@ -50,6 +50,21 @@ def correct_biases(original: ModelProto, quantized: ModelProto, feeds: Sequence[
     return count
 
 
+def carry_biases(quantized: ModelProto, original: ModelProto) -> None:
+    """Give the layers of a float graph the corrected biases of a quantized one, in place."""
+    values, floats = initializers(quantized), initializers(original)
+    biases = _find_biases(quantized)
+    for node in original.graph.node:
+        name, scale_name = biases.get(node.name, ("", ""))
+        if name not in values or len(node.input) < 3 or node.input[2] not in floats:
+            continue
+        bias = numpy_helper.to_array(values[name]).astype(np.float64)
+        if scale_name:
+            bias *= numpy_helper.to_array(values[scale_name])
+        target = floats[node.input[2]]
+        target.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), target.name))
+
+
 def _shrink(errors: np.ndarray) -> np.ndarray:
     """Return the mean error per channel from those per sample, less what may be chance.
 

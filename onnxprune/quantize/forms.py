@@ -1,4 +1,4 @@
-"""Forms of int8 graphs: types, symmetry and places of QuantizeLinear/DequantizeLinear by target."""
+"""Forms of int8 graphs by target: types, symmetry, and operators or pairs of Q/DQ."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Form:
         Weights have one scale per output channel.
     power_of_two
         All scales are powers of two.
+    operators
+        QLinearConv and others in place of QuantizeLinear/DequantizeLinear around float operators.
     ops
         Operators to quantize; None = all that onnxruntime's tool knows but some that need digits.
     options
@@ -43,6 +45,7 @@ class Form:
     symmetric: bool = False
     per_channel: bool = True
     power_of_two: bool = False
+    operators: bool = False
     ops: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,6 +67,8 @@ FORMS: Mapping[str, Form] = {
         options={**_INPUTS_ONLY, "QuantizeBias": False},
     ),
     "pow2": Form(signed=True, symmetric=True, per_channel=False, power_of_two=True),
+    # runtimes of integer arrays know no pairs, and shift by one scale per tensor
+    "qlinear": Form(signed=True, symmetric=True, per_channel=False, operators=True),
 }
 _OF_ENGINE = {"tensorrt": "tensorrt", "openvino": "openvino"}
 
@@ -89,4 +94,7 @@ def list_ops(form: Form) -> list[str]:
 
     if form.ops is not None:
         return list(form.ops)
-    return sorted({*QDQRegistry, *QLinearOpsRegistry} - _FLOAT_OPS)
+    known = set(QLinearOpsRegistry)
+    if not form.operators:
+        known |= set(QDQRegistry)
+    return sorted(known - _FLOAT_OPS)

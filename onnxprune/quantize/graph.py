@@ -14,8 +14,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, load_model, numpy_h
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.edit import copy_message
-from onnxprune.ir.io import Model, to_bytes
+from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.linear import LINEAR_OPS
+from onnxprune.ir.passes.remove_unused import remove_dead
 from onnxprune.ir.quantize import PER_CHANNEL_OPSET
 from onnxprune.quantize.forms import Form, list_ops
 from onnxprune.quantize.ranges import quiet_logging
@@ -34,7 +35,7 @@ _BIAS_STEPS = 2**30  # of an excluded layer's bias, far finer than float32 resol
 
 
 def build(proto: ModelProto, ranges: Any, form: Form, excluded: Iterable[str]) -> ModelProto:
-    """Return the graph with QuantizeLinear/DequantizeLinear pairs.
+    """Return the graph in a form.
 
     Parameters
     ----------
@@ -51,40 +52,40 @@ def build(proto: ModelProto, ranges: Any, form: Form, excluded: Iterable[str]) -
         onnxruntime's tool fails.
     """
     excluded = sorted(excluded)
-    result = _insert_pairs(proto, ranges, form, excluded, {})
+    result = _quantize(proto, ranges, form, excluded, {})
     if form.power_of_two:
         # weights must be rounded on the final scales, so the tool runs again with them
-        result = _insert_pairs(proto, ranges, form, excluded, _round_scales(result))
+        result = _quantize(proto, ranges, form, excluded, _round_scales(result))
         _snap_scales(result)
     if form.ops is not None:
-        _fuse_residual_adds(result)
+        result = _fuse_residual_adds(result)
     _protect(result, set(excluded))
     return result
 
 
-def _insert_pairs(
+def _quantize(
     proto: ModelProto, ranges: Any, form: Form, excluded: list[str], overrides: Mapping[str, Any]
 ) -> ModelProto:
     """Return the result of onnxruntime's quantizer."""
-    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import QuantizationMode, QuantType
+    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     options = {"ActivationSymmetric": form.symmetric, "WeightSymmetric": True, **form.options}
+    graph, per_channel = copy_message(proto), form.per_channel and opset >= PER_CHANNEL_OPSET
+    types = QuantType.QInt8, QuantType.QInt8 if form.signed else QuantType.QUInt8
+    rest: tuple[Any, ...] = ranges, [], excluded, list_ops(form)
     try:
         with quiet_logging():
-            quantizer = QDQQuantizer(
-                copy_message(proto),
-                form.per_channel and opset >= PER_CHANNEL_OPSET,
-                False,
-                QuantType.QInt8,
-                QuantType.QInt8 if form.signed else QuantType.QUInt8,
-                ranges,
-                [],
-                excluded,
-                list_ops(form),
-                {**options, "TensorQuantOverrides": dict(overrides)},
-            )
+            if form.operators:
+                mode = QuantizationMode.QLinearOps
+                quantizer = ONNXQuantizer(
+                    graph, per_channel, False, mode, True, *types, *rest, options
+                )
+            else:
+                options["TensorQuantOverrides"] = dict(overrides)
+                quantizer = QDQQuantizer(graph, per_channel, False, *types, *rest, options)
             quantizer.quantize_model()
             # the tool appends its nodes at the end
             quantizer.model.topological_sort()
@@ -141,8 +142,8 @@ def _snap_scales(proto: ModelProto) -> None:
         values[name].CopyFrom(numpy_helper.from_array(snapped, name))
 
 
-def _fuse_residual_adds(proto: ModelProto) -> None:
-    """Leave one input of each residual Add in float, that of the layer which it is fused into.
+def _fuse_residual_adds(proto: ModelProto) -> ModelProto:
+    """Return the graph with one input of each residual Add in float, that of a layer before it.
 
     TensorRT fuses convolution and Add if only the other input is quantized.
     """
@@ -157,7 +158,9 @@ def _fuse_residual_adds(proto: ModelProto) -> None:
             if source is not None and source.op_type in LINEAR_OPS and uses[pair] == 1:
                 node.input[slot] = pair
                 break
-    remove_unused(proto)
+    model = load(proto).edit()
+    remove_dead(model)
+    return ModelProto.FromString(to_bytes(model))
 
 
 def _trace_pair(made: Mapping[str, NodeProto], name: str) -> str:
@@ -172,20 +175,6 @@ def count_uses(proto: ModelProto) -> Counter[str]:
     uses = Counter(name for node in proto.graph.node for name in node.input if name)
     uses.update(output.name for output in proto.graph.output)
     return uses
-
-
-def remove_unused(proto: ModelProto) -> None:
-    """Remove nodes whose results nothing uses, and initializers that no node refers to."""
-    while True:
-        uses = count_uses(proto)
-        kept = [n for n in proto.graph.node if any(uses[name] for name in n.output)]
-        if len(kept) == len(proto.graph.node):
-            break
-        del proto.graph.node[:]
-        proto.graph.node.extend(kept)
-    needed = [tensor for tensor in proto.graph.initializer if uses[tensor.name]]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(needed)
 
 
 def _protect(proto: ModelProto, excluded: set[str]) -> None:

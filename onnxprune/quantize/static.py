@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
-from onnxprune.data.dataset import Data, split
+from onnxprune.data.dataset import Data, open_data, split
 from onnxprune.errors import DataError, ModelError, UsageError, plural, unknown
 from onnxprune.ir.edit import copy_message
 from onnxprune.ir.io import Model, load
@@ -20,7 +20,7 @@ from onnxprune.ir.quantize import PER_CHANNEL_OPSET, is_quantized
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import Decoder
 from onnxprune.metrics.fidelity import fidelity
-from onnxprune.quantize.bias import correct_biases
+from onnxprune.quantize.bias import carry_biases, correct_biases
 from onnxprune.quantize.forms import Form, find_form, list_ops
 from onnxprune.quantize.graph import (
     build,
@@ -162,6 +162,31 @@ def quantize(
     return work.finish(name, best, chosen, excluded, candidates)
 
 
+def quantize_arrays(model: Model, samples: Mapping[str, np.ndarray] | None, form: str) -> Model:
+    """Quantize a float model for a hand-off target.
+
+    Parameters
+    ----------
+    samples
+        Input name -> array (n, ...).
+
+    Raises
+    ------
+    DataError
+        There are no samples.
+    """
+    if not samples:
+        raise DataError(
+            "int8-without-data",
+            "an int8 copy needs real inputs to determine ranges: "
+            "pass --data, or a model that is already quantized",
+        )
+    count = min(map(len, samples.values()))
+    inputs = {name: array[:count] for name, array in samples.items()}
+    data = open_data(inputs, Session(model).inputs, samples=count)
+    return quantize(model, data, form).model
+
+
 def _check(model: Model, data: Data, calibrate: str) -> None:
     """Raise what `quantize` documents."""
     if calibrate not in (AUTO, *CALIBRATORS):
@@ -229,13 +254,26 @@ class _Work:
         divergence = self.divergence(plain)
         if not correct:
             return _Candidate(plain, divergence)
-        count = correct_biases(self.proto, proto, self.parts.correction)
+        proto, count = self.correct(proto, ranges, excluded)
         model = load(proto)
         corrected = self.divergence(model)
         # few inputs can give worse means than the rounding itself
         if corrected > divergence:
             return _Candidate(plain, divergence, rejected=True)
         return _Candidate(model, corrected, count)
+
+    def correct(
+        self, proto: ModelProto, ranges: Any, excluded: Mapping[str, str]
+    ) -> tuple[ModelProto, int]:
+        """Return the int8 graph with corrected biases, and their number."""
+        if not self.form.operators:
+            return proto, correct_biases(self.proto, proto, self.parts.correction)
+        # QLinear operators hide the sums whose means are compared: they take the biases of pairs
+        pairs = build(self.proto, ranges, replace(self.form, operators=False), excluded)
+        count = correct_biases(self.proto, pairs, self.parts.correction)
+        shifted = copy_message(self.proto)
+        carry_biases(pairs, shifted)
+        return build(shifted, ranges, self.form, excluded), count
 
     def build(self, ranges: Any, excluded: Mapping[str, str]) -> Model:
         """Return the int8 model without bias correction."""

@@ -112,6 +112,15 @@ def test_vitis_ai_in_the_container_and_on_the_board(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     collected = collect(tmp_path / "b").results["original"]
     assert collected.figures == {"subgraphs": 5, "dpu_subgraphs": 2} and len(collected.notes) == 2
+    # an int8 copy of the bundle is compiled without AMD's quantizer
+    images = {"images": np.random.default_rng(0).random((8, 1, 8, 8), np.float32)}
+    options = {"arch": str(arch), "quantizer": "onnxprune"}
+    handoff(stubs.convnet(8), None, "vitis-ai", tmp_path / "c", options=options, samples=images)
+    copy = tmp_path / "c" / "models" / "original.int8.onnx"
+    scales = [w.array() for name, w in load(copy).weights.items() if name.endswith("_scale")]
+    assert scales and all(np.all(np.exp2(np.rint(np.log2(s))) == s) for s in scales)
+    assert stubs.run(tmp_path / "c", binaries).returncode == 0
+    assert calls(binaries, "vai_c_xir")[-1][1] == str(copy)
     (binaries / "vai_c_xir").unlink()
     stubs.command(
         binaries, "xdputil", "print('FPS= 250.5 number_of_frames= 5010 time= 20.0 seconds.')"

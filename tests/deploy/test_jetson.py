@@ -14,14 +14,16 @@ import pytest
 import stubs
 from onnx import parser
 
+from onnxprune.data.dataset import open_data
 from onnxprune.deploy.bundle import check
 from onnxprune.deploy.handoff import collect, handoff
 from onnxprune.deploy.jetson import TARGET, _list_gpu_layers, busy_mw, parse_tegrastats
 from onnxprune.deploy.prepare import prepare
 from onnxprune.engines.trt_logs import parse_profile, parse_times
 from onnxprune.errors import DataError
-from onnxprune.ir.io import load
+from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
+from onnxprune.quantize.static import quantize
 
 ORIN = (
     "11-22-2026 03:13:53 RAM 3210/7620MB (lfb 4x4MB) SWAP 0/3810MB (cached 0MB) "
@@ -313,6 +315,11 @@ def test_a_changed_file_is_an_error(tmp_path: Path) -> None:
     assert done.returncode == 1 and "original.onnx differs from the manifest" in done.stderr
 
 
+def _refused(model: Model) -> list[str]:
+    checks = check(prepare(model, "original", TARGET), TARGET)
+    return [c.text for c in checks if c.severity == "unsupported"]
+
+
 def test_int8_needs_inputs_and_runs_the_quantized_copy(tmp_path: Path) -> None:
     bundle, binaries, options = (
         tmp_path / "bundle",
@@ -327,6 +334,16 @@ def test_int8_needs_inputs_and_runs_the_quantized_copy(tmp_path: Path) -> None:
     quantized = load(bundle / "models" / "original.int8.onnx")
     operators = [n.op_type for n in quantized.proto.graph.node]
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(operators) and "Conv" in operators
+    # TensorRT fuses a layer and its Relu only if no pair is between them, and reads symmetric int8
+    pairs = [n for n in quantized.proto.graph.node if n.op_type == "DequantizeLinear"]
+    relus = [n for n in quantized.proto.graph.node if n.op_type == "Relu"]
+    assert not {n.input[0] for n in relus} & {n.output[0] for n in pairs}
+    zeros = [quantized.weights[n.input[2]].array() for n in pairs]
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    assert not _refused(quantized)
+    data = open_data({"images": images}, Session(stubs.convnet(8)).inputs, samples=16)
+    unfit = _refused(quantize(stubs.convnet(8), data, "u8s8", "minmax").model)
+    assert unfit and all("--quantize-form tensorrt" in text for text in unfit)
     expected, actual = (
         Session(m).run({"images": images[:1]})["logits"] for m in (stubs.convnet(8), quantized)
     )

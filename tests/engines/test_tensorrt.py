@@ -25,7 +25,7 @@ from onnxprune.engines.tensorrt import TensorRtModel, build
 from onnxprune.engines.trt_layers import layer_times
 from onnxprune.errors import EngineError
 from onnxprune.ir.half import to_half
-from onnxprune.ir.quantize import quantize
+from onnxprune.quantize.static import quantize_arrays
 
 HALF_AGREES = 0.01  # 11 bits of mantissa through a dozen layers
 TF32_AGREES = 1e-3
@@ -296,7 +296,7 @@ def test_a_graph_with_quantizers_runs_in_int8_on_a_gpu(name: str) -> None:
     if (reason := engine.available()) is not None:
         pytest.skip(reason)
     feeds = random_feeds(static_inputs(MODEL, {}))
-    model = quantize(MODEL, feeds, qdq=True)
+    model = quantize_arrays(MODEL, feeds, "tensorrt")
     with ENGINES.get("onnxruntime").compile(model, EngineOptions(level="off")) as compiled:
         expected = compiled.run(feeds)
     with engine.compile(model, EngineOptions(precision="int8")) as compiled:

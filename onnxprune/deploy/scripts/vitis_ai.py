@@ -1,6 +1,6 @@
 """Quantize and compile the bundle's models in Vitis AI's container; time them on a DPU.
 
-python3 run.py [--arch /opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json]
+python3 run.py [--quantizer vai] [--arch /opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json]
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def main() -> None:
     for name, path in common.models(manifest).items():
         compiled = results / f"{name}.xmodel"
         if compiler:
-            quantized = results / f"{name}.int8.onnx"
-            quantize(path, quantized)
+            quantized = path.with_name(f"{name}.int8.onnx")
+            if not quantized.is_file():
+                quantized = results / f"{name}.int8.onnx"
+                quantize(path, quantized)
             common.run(
                 [compiler, "-x", quantized, "-a", chosen.arch, "-o", results, "-n", name],
                 results / f"{name}.compile.log",

@@ -25,7 +25,8 @@ from onnxprune.deploy.nodes import GraphNode
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.engines.cost.systolic import ArrayEstimate, estimate, preset
 from onnxprune.ir.io import to_bytes
-from onnxprune.ir.quantize import is_quantized, quantize
+from onnxprune.ir.quantize import is_quantized
+from onnxprune.quantize.static import quantize_arrays
 
 
 def parse(results: Path, model: str) -> TargetResult:
@@ -56,7 +57,7 @@ def files(
     for m in models:
         if samples and not is_quantized(m.model):
             # onnxruntime-riscv maps QLinear operators to the array, not pairs of Q/DQ
-            copy = quantize(m.model, samples, qdq=False)
+            copy = quantize_arrays(m.model, samples, "qlinear")
             content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
     return content | {"estimate.json": text.encode()}
 

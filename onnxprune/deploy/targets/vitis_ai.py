@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import Finding, HandoffTarget, TargetOption, TargetResult
+from onnxprune.deploy.bundle import (
+    Files,
+    Finding,
+    HandoffTarget,
+    PreparedModel,
+    Samples,
+    TargetOption,
+    TargetResult,
+)
 from onnxprune.deploy.nodes import GraphNode
 from onnxprune.engines.cost.systolic import PRESETS
 from onnxprune.errors import DataError
 from onnxprune.files import read_text
+from onnxprune.ir.io import to_bytes
+from onnxprune.ir.quantize import is_quantized
+from onnxprune.quantize.static import quantize_arrays
 
 _FPS = re.compile(r"FPS\s*[=:]\s*([\d.]+)")
 _COUNTS = re.compile(r"Total device subgraph number (\d+), DPU subgraph number (\d+)")
@@ -43,6 +55,23 @@ def parse(results: Path, model: str) -> TargetResult:
     else:
         notes.append("compiled only; run the folder again on the board for times")
     return TargetResult(model, figures, notes=tuple(notes))
+
+
+def files(
+    models: Sequence[PreparedModel], options: Mapping[str, str], samples: Samples | None
+) -> Files:
+    """Return the int8 models that AMD's quantizer does not make.
+
+    These are models that are quantized already, and with quantizer=onnxprune copies of float ones.
+    """
+    content = {}
+    for m in models:
+        if is_quantized(m.model):
+            content[f"models/{m.name}.int8.onnx"] = to_bytes(m.model)
+        elif options["quantizer"] == "onnxprune":
+            copy = quantize_arrays(m.model, samples, "pow2")
+            content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
+    return content
 
 
 def _check_channels(node: GraphNode) -> Finding:
@@ -94,9 +123,15 @@ TARGET = HandoffTarget(
     },
     otherwise="fallback",
     parse=parse,
+    files=files,
     options={
         "arch": TargetOption(
             "/opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json", "arch.json of the DPU"
+        ),
+        "quantizer": TargetOption(
+            "vai",
+            "vai = AMD's vai_q_onnx, onnxprune = int8 copies in the bundle (with --data)",
+            ("vai", "onnxprune"),
         ),
         "threads": TargetOption("1", "threads of xdputil benchmark"),
     },
