@@ -168,9 +168,11 @@ def _insert_masks(analysis: Analysis, masks: Sequence[Mask]) -> Model:
     # the copy has nodes of its own, with the labels of the original's
     nodes = {label(node): node for node in graph.node}
     for i, mask in enumerate(masks):
-        node = nodes[label(analysis.nodes[mask.node])]
-        tensor = node.input[mask.slot]
-        rank, dtype = len(analysis.shapes.shape(tensor) or ()), analysis.shapes.dtype(tensor)
+        original = analysis.nodes[mask.node]
+        node = nodes[label(original)]
+        # an operand with two masks is multiplied twice; only the original tensor has a shape
+        tensor, unmasked = node.input[mask.slot], original.input[mask.slot]
+        rank, dtype = len(analysis.shapes.shape(unmasked) or ()), analysis.shapes.dtype(unmasked)
         shape = [len(mask.ids) if axis == mask.axis else 1 for axis in range(rank)]
         graph.input.append(helper.make_tensor_value_info(f"mask/{i}", 1, [len(mask.ids)]))
         # a vector as the graph input, reshaped inside: feeds need not know the operand's rank

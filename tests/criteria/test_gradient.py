@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import graph_text
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
@@ -259,6 +260,24 @@ def test_ablation_of_a_linear_head_is_the_mask_gradient(data: Data) -> None:
     rows = mask_gradients(linear, data, losses, **options).rows["conv_a"]
     exact = ablate(linear, data, losses, ["conv_a"], **options)["conv_a"]
     np.testing.assert_allclose(exact, rows, atol=SINGLE * np.abs(rows).max())
+
+
+def test_an_operand_with_two_cut_axes_is_ablated_by_both_masks(tmp_path: Path) -> None:
+    model = graph_text.net(
+        "float[2,3] x | float[3,4,5] w, float[4,5,2] v"
+        ' | t = Einsum<equation="nc,cij->nij">(x, w); y = Einsum<equation="nij,ijo->no">(t, v)'
+        " | float[2,2] y"
+    )
+    analysis = analyze(load(model))
+    np.save(tmp_path / "x.npy", np.random.default_rng(3).standard_normal((6, 3)).astype(np.float32))
+    batches = open_data(tmp_path / "x.npy", {"x": ([2, 3], "tensor(float)")})
+    losses, options = [Loss(VECTOR, "y")], {"seed": 5, "batch_size": 2}
+    rows = mask_gradients(analysis, batches, losses, **options).rows
+    names = [g.name for g in analysis.groups]
+    exact = ablate(analysis, batches, losses, names, **options)
+    assert sorted(r.shape[1] for r in exact.values()) == [4, 5]
+    for name in names:
+        np.testing.assert_allclose(exact[name], rows[name], atol=SINGLE * np.abs(rows[name]).max())
 
 
 def test_a_group_before_a_blocked_op_is_scored_by_ablation(data: Data) -> None:
