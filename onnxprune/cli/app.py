@@ -35,6 +35,7 @@ COMMANDS = {
         "List criteria, allocators, repairs, methods, metrics, decoders, data and labels.",
     ),
     "engines": ("lists", "List engines, whether each is available, and how to install it."),
+    "devices": ("lists", "List devices with the evidence for each figure."),
     "agent": ("agent", "Show the runtimes of a machine that is reached by ssh."),
     "doctor": ("doctor", "Check this machine: versions, extras, engines, memory."),
 }

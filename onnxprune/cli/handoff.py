@@ -41,7 +41,7 @@ MOST_SHOWN = 12  # checks per severity, layers per model; checks.json has all
     "--to",
     required=True,
     metavar="TARGET",
-    help="jetson, hls4ml, nngen, finn, vitis-ai, gemmini or vela.",
+    help="jetson, hls4ml, nngen, finn, vitis-ai, gemmini or vela; or a device (onnxprune devices).",
 )
 @click.option(
     "-o",
@@ -82,13 +82,14 @@ def handoff(
 
     recipe = recipe_from(recipe_file, values)
     original = load(model)
+    target, preset = find_target(to)
     bundle = write_bundle(
         original,
         load(pruned) if pruned else None,
-        to,
+        target,
         output or f"handoff-{to}",
         shapes=recipe.shape,
-        options=mapping(text)(options),
+        options={**preset, **mapping(text)(options)},
         samples=_read_samples(original, recipe) if recipe.data else None,
         overwrite=overwrite,
     )
@@ -105,6 +106,27 @@ def handoff(
     click.echo(_format_checks(bundle))
     script = bundle.folder / "run.py"
     say(f"written to {bundle.folder}; next, on the target's machine: python3 {script}")
+
+
+def find_target(name: str) -> tuple[str, dict[str, str]]:
+    """Return the target of a bundle and options for it, given its name or that of a device.
+
+    Raises
+    ------
+    UsageError
+        The device has no target.
+    """
+    from onnxprune.engines.devices import DEVICES
+
+    device = DEVICES.get(name)
+    if device is None:
+        return name, {}
+    if not device.handoff:
+        raise UsageError(
+            "device-handoff",
+            f"there is no bundle for {device.title}: compile the model with its vendor's tools",
+        )
+    return device.handoff, {"dla": "0"} if name.endswith("-dla") else {}
 
 
 def show_results(results: Collected, as_json: bool) -> None:

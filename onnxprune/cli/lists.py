@@ -1,4 +1,4 @@
-"""Commands rules, criteria and engines: list what can be named, one line each."""
+"""Commands rules, criteria, engines and devices: list what can be named, one line each."""
 
 from __future__ import annotations
 
@@ -83,6 +83,37 @@ def engines(as_json: bool) -> None:
         "how to get it": "installation",
     }
     _show(rows, titles, as_json)
+
+
+@command()
+@shared
+def devices(as_json: bool) -> None:
+    """List devices: multiples of channels by precision with their evidence, and their tools."""
+    from onnxprune.engines.devices import DEVICES
+
+    rows = [
+        (
+            device.name,
+            device.title,
+            precision,
+            str(multiple.channels),
+            device.handoff,
+            device.engine,
+            multiple.evidence,
+        )
+        for device in DEVICES.values()
+        for precision, multiple in device.multiples.items()
+    ]
+    titles = {
+        "device": "device",
+        "what it is": "description",
+        "precision": "precision",
+        "multiple of channels": "multiple",
+        "bundle": "handoff",
+        "engine here": "engine",
+        "evidence": "evidence",
+    }
+    _show(rows, {key: title for key, title in zip(titles.values(), titles, strict=True)}, as_json)
 
 
 def _take_first_line(rule: object, otherwise: str) -> str:

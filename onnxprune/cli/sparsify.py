@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxprune.ir.io import Model
     from onnxprune.run.recipe import Recipe
     from onnxprune.sparsify.report import Sparsity
+    from onnxprune.sparsify.weights import Sparsified
 
 DEFAULT_AMOUNT = 0.5
 
@@ -70,7 +71,7 @@ DEFAULT_AMOUNT = 0.5
     help="Solve for the remaining weights by least squares; by default with --data.",
 )
 @click.option("--report-only", is_flag=True, help="Print the sparsity of MODEL and write nothing.")
-@recipe_options("data", "runtime", "measure", "write")
+@recipe_options("data", "runtime", "measure", "write", also=("device",))
 @quiet_option
 @shared
 def sparsify(
@@ -132,6 +133,19 @@ def sparsify(
         extra["timing"] = _measure_latency(source, result.model, recipe)
     _report(result.report, extra, as_json)
     say(f"written to {path}")
+    _warn_of_pattern(result, scope, recipe)
+
+
+def _warn_of_pattern(result: Sparsified, scope: str, recipe: Recipe) -> None:
+    """Print why a pattern such as 2:4 will not save time."""
+    from onnxprune.engines.devices import get_device
+    from onnxprune.sparsify.tensor_cores import pattern_warnings
+
+    device = None if recipe.device is None else get_device(recipe.device)
+    if ":" not in scope:
+        return
+    for warning in pattern_warnings(result.model, result.report.tensors, scope, device):
+        say(f"warning: {warning}")
 
 
 def _open_inputs(model: Model, recipe: Recipe) -> Data | None:

@@ -53,10 +53,12 @@ _LABEL_LOSSES = frozenset({"ce", "task"})
     "runtime",
     "evaluate",
     "write",
-    # options of plan searches: training decides which channels are removed
+    # options of plan searches: training decides which channels are removed; device is the one that
+    # trains
     without=(
         "allocate",
         "blocks",
+        "device",
         "fast",
         "losses",
         "method",

@@ -18,6 +18,7 @@ from onnxprune.data.labeled import LabeledData, open_labeled
 from onnxprune.data.synthetic import Synthetic
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions
+from onnxprune.engines.devices import get_device
 from onnxprune.errors import DataError, ModelError, unknown
 from onnxprune.ir.dictated import input_shapes
 from onnxprune.ir.example_sizes import declared_shapes
@@ -282,23 +283,26 @@ def counted_budgets(recipe: Recipe, original: Mapping[str, int]) -> dict[str, fl
 def channel_multiple(recipe: Recipe) -> int:
     """Return the number that kept channel counts are multiples of.
 
-    If engines decide, it is the largest multiple of those with a latency target, or if there is
-    none, of those that are measured, or without any, onnxruntime's.
+    If blocks decide, it is that of the device; without one, the largest multiple of the engines
+    with a latency target, or if there is none, of those that are measured, or without any,
+    onnxruntime's.
     """
     if not follows_engine(recipe):
         return recipe.round_to if isinstance(recipe.round_to, int) else ROUND_TO
+    if recipe.device is not None:
+        return get_device(recipe.device).channel_multiple(recipe.precision)
     names = [target.engine for target in recipe.target if target.engine]
     names = names or engines_of(recipe) or [DEFAULT_ENGINE]
     return max(int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in names)
 
 
 def follows_engine(recipe: Recipe) -> bool:
-    """Return whether widths follow the engine's block size.
+    """Return whether widths follow the block size of the device or the engine.
 
-    They do if the user asks for it, and by default with a latency target.
+    They do if the user asks for it, and by default with a device or a latency target.
     """
     if recipe.round_to is None:
-        return any(target.engine for target in recipe.target)
+        return recipe.device is not None or any(target.engine for target in recipe.target)
     return recipe.round_to == "auto"
 
 

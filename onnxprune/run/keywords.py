@@ -23,6 +23,7 @@ MetricFunction = Callable[..., Any]
 class RecipeKeywords(TypedDict, total=False):
     """Keywords of `optimize`; what each does is documented with `Recipe`."""
 
+    device: str | None
     quantize: str | None
     quantize_form: str
     quantize_calibrate: str

@@ -231,6 +231,13 @@ def precision(value: Any) -> str:
     return str(parse(PRECISION_NAMES.get(str(value).lower(), value)))
 
 
+def device(value: Any) -> str:
+    """Return the name of a device."""
+    # imported with the first value, so that `--help` does not need it
+    module = importlib.import_module("onnxprune.engines.devices")
+    return str(module.get_device(str(value)).name)
+
+
 def name_in(module: str, registry: str) -> Parser:
     """Return a parser of names in a registry, or "auto"; an error suggests the closest name.
 

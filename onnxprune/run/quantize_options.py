@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from onnxprune.quantize.names import AUTO, CALIBRATORS, FORM_NAMES
 from onnxprune.run import parsers
+from onnxprune.run.device_options import DeviceOptions
 from onnxprune.run.option import option_field
 
 INT8, FP16 = "int8", "fp16"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeOptions:
+class QuantizeOptions(DeviceOptions):
     """Options of the stage "quantize", which follows the repair."""
 
     quantize: str | None = option_field(

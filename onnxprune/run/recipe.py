@@ -120,8 +120,8 @@ class Recipe(QuantizeOptions):
         parsers.optional(parsers.integer_or_auto(1)),
         "plan",
         "N",
-        "Round kept channel counts to multiples of N; auto = the engine's block size, or half "
-        "of it (without an engine, onnxruntime's). Default: auto with a latency target, else 8.",
+        "Round kept channel counts to multiples of N; auto = the block of --device, else of the "
+        "engine, else onnxruntime's, or half of it. Default: auto with either, else 8.",
     )
     floor: int = option_field(
         1, parsers.integer(1), "plan", "N", "Minimum number of channels to keep in each group."

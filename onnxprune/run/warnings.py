@@ -20,6 +20,7 @@ from onnxprune.errors import plural
 from onnxprune.ir.io import Model
 from onnxprune.report.data import Costs, LayerCost, TargetRow, VerificationSummary
 from onnxprune.run.adapter import engines_of, preprocess_of
+from onnxprune.run.device_warnings import device_warnings
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.splits import Splits
 
@@ -57,6 +58,7 @@ def timing_warnings(
         The measurement as JSON; empty without one.
     """
     texts = bench.get("warnings", ())
+    yield from of_topic(ALIGNMENT, device_warnings(model, recipe))
     yield from of_topic(ALIGNMENT, filter(is_width_warning, texts))
     if bench:
         engine = ENGINES.get(engines_of(recipe)[0])

@@ -36,7 +36,9 @@ def parse(words: list[str], command: str = "optimize") -> Recipe:
     declared = app.get_command(click.Context(app), command)
     assert declared is not None
     values = declared.make_context(command, ["m.onnx", *words]).params
-    return recipe_from(None, {name: values[name] for name in OPTIONS if name in values})
+    # the device of tune is the one that trains
+    names = [n for n in OPTIONS if n in values and (command, n) != ("tune", "device")]
+    return recipe_from(None, {name: values[name] for name in names})
 
 
 def data(count: int = 8) -> Data:

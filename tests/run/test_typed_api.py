@@ -121,7 +121,17 @@ def test_types_of_keywords_fit_the_parsers(name: str) -> None:
 VALUES: list[Any] = [
     *(None, 0, 1, 8, 0.5, True, "8", "0.5", "50%", "auto", "none", "macs=50%", "l2", "uniform"),
     *("one-shot", "both", "bilinear", "rgb", "nchw", "f32", "224x320", "a=0.5", "x:1,3,8,8"),
-    *("int8", "x:0", "imagenet", "top1", "onnxruntime", "l2+uniform", "least-squares", "images/"),
+    *(
+        "int8",
+        "x:0",
+        "imagenet",
+        "top1",
+        "rpi5",
+        "onnxruntime",
+        "l2+uniform",
+        "least-squares",
+        "images/",
+    ),
     *(("macs=50%",), ("a=0.5",), ("x:1,3",), ("x:0",), ("l2+uniform",), ("a", "b"), (32, 32)),
     *((0.5, 0.5), ((1, 0.5),), {"a": "0.5"}, {"x": "1,3"}, {"x": (1, 3)}, {"x": 1}, {"x": 0.5}),
     *(Path("images"), [np.zeros(3)], lambda outputs, labels: 1.0, [lambda outputs, labels: 1.0]),
