@@ -43,11 +43,16 @@ class Staging:
 
     A temporary file is locked while its process lives, so that the next writer into the folder can
     tell the ones that a killed process has left, and removes them.
+
+    Attributes
+    ----------
+    obsolete
+        Files that the commit removes.
     """
 
     def __init__(self) -> None:
         self._files: list[_Staged] = []
-        self._obsolete: set[Path] = set()
+        self.obsolete: set[Path] = set()
 
     @contextlib.contextmanager
     def file(self, path: str | Path) -> Iterator[BinaryIO]:
@@ -74,9 +79,13 @@ class Staging:
         """Let the file that was written for `path` replace `target` of the same folder instead."""
         self._find(path).path = target
 
+    def targets(self) -> list[Path]:
+        """Return the paths that the files are to replace."""
+        return [staged.path for staged in self._files]
+
     def remove(self, paths: Iterable[Path]) -> None:
         """Remove files that nothing refers to any more after the commit."""
-        self._obsolete.update(paths)
+        self.obsolete.update(paths)
 
     def commit(self) -> None:
         """Replace all targets, or none if one of them cannot be replaced.
@@ -104,7 +113,7 @@ class Staging:
                 staged.undo()
             raise
         else:
-            for path in self._obsolete:
+            for path in self.obsolete:
                 with contextlib.suppress(OSError):
                     path.unlink()
         finally:
@@ -370,10 +379,11 @@ def hash_key(*parts: Any) -> str:
 
 def sha256(path: str | Path) -> str:
     """Return the hex digest of a regular file, read in blocks."""
+    state = hashlib.sha256()
     with open_regular(Path(path)) as file:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        return _digest(file)
+        while block := file.read(BLOCK_BYTES):
+            state.update(block)
+    return state.hexdigest()
 
 
 def open_regular(path: Path, flags: int = 0) -> BinaryIO:
@@ -431,14 +441,6 @@ def _check_regular(info: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(info.st_mode):
         kind = _KINDS.get(stat.S_IFMT(info.st_mode), "a special file")
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
-
-
-def _digest(file: BinaryIO) -> str:
-    """Return what hashlib.file_digest gives, which Python 3.10 does not have."""
-    state = hashlib.sha256()
-    while block := file.read(BLOCK_BYTES):
-        state.update(block)
-    return state.hexdigest()
 
 
 def _umask() -> int:

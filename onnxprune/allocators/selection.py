@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxprune.allocators.base import Constraints, WidthStep
 from onnxprune.allocators.budgets import first_missed
+from onnxprune.allocators.trial import Trial, branch_costs, kept_at
 from onnxprune.analysis.groups import Analysis
 
 # Evaluations of the savings at the chosen widths. They settle: what a channel saves depends on the
@@ -44,19 +45,11 @@ class StepSelection:
 
     def kept(self, chosen: Iterable[int]) -> dict[str, tuple[int, ...]]:
         """Return the kept channels of every pruned group after the chosen steps."""
-        target = dict(self.start)
+        widths = dict(self.start)
         for i in chosen:
             step = self.steps[i]
-            target[step.group] = min(step.target, target.get(step.group, step.size))
-        kept: dict[str, tuple[int, ...]] = {}
-        for group, width in target.items():
-            order = self.order[group]
-            if width < len(order):
-                kept[group] = tuple(sorted(order[len(order) - width :].tolist()))
-        for lead, width in target.items():
-            if not width:
-                kept |= dict.fromkeys(self.branches[lead], ())
-        return kept
+            widths[step.group] = min(step.target, widths.get(step.group, step.size))
+        return kept_at(widths, self.order, self.branches)
 
     def missed(self, chosen: Iterable[int]) -> str | None:
         """Return the first budget that is exceeded after the chosen steps; None if none is."""
@@ -117,15 +110,30 @@ class StepSelection:
         """
         if self.constraints.measured:
             return chosen
-        remaining = dict.fromkeys(chosen)
-        needed: set[str] = set()
+        widths = {group: [width] for group, width in self.start.items()}
+        for i in chosen:
+            step = self.steps[i]
+            of_group = widths.setdefault(step.group, [step.size])
+            of_group.append(min(step.target, of_group[-1]))
+        trial = Trial(
+            self.analysis,
+            self.constraints,
+            self.order,
+            self.branches,
+            {group: of_group[-1] for group, of_group in widths.items()},
+        )
+        remaining, needed = set(chosen), set[str]()
         for i in reversed(chosen):
-            if self.steps[i].group in needed:
+            group = self.steps[i].group
+            if group in needed:
                 continue
-            del remaining[i]
-            if self.missed(remaining):
-                remaining[i] = None
-                needed.add(self.steps[i].group)
+            narrow, wide = widths[group].pop(), widths[group][-1]
+            trial.set(group, wide)
+            if trial.missed():
+                trial.set(group, narrow)
+                needed.add(group)
+            else:
+                remaining.remove(i)
         return [i for i in chosen if i in remaining]
 
     def choose_by_saving(self, damage: np.ndarray) -> list[int]:
@@ -175,13 +183,7 @@ class StepSelection:
             name: float(values.sum()) * len(values) / len(kept.get(name, values))
             for name, values in self.analysis.savings(cost, kept).items()
         }
-        of_branches = {}
-        for lead, branch in self.branches.items():
-            others = {n: k for n, k in kept.items() if n not in branch}
-            present = self.analysis.cost(others).as_dict()[cost]
-            removed = self.analysis.cost(others | dict.fromkeys(branch, ())).as_dict()[cost]
-            of_branches[lead] = float(present - removed)
-        return of_groups, of_branches
+        return of_groups, branch_costs(self.analysis, cost, kept, self.branches)
 
     def _compute_gradients(
         self, damage: np.ndarray, savings: Mapping[str, float], of_branches: Mapping[str, float]

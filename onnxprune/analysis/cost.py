@@ -50,7 +50,7 @@ class Axes:
     _tables: dict[int, np.ndarray] = field(repr=False)  # by id() of the array
     _numbers: dict[int, int] = field(repr=False)
     # per width of the tables: (all rows, first row per table, number per table)
-    _stacks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(repr=False)
+    stacks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(repr=False)
     _alive: tuple[np.ndarray, ...] = field(repr=False)  # keeps the arrays, so id() stays theirs
     _of_tensors: np.ndarray = field(repr=False)  # per number: whether it is an axis of a tensor
 
@@ -108,7 +108,7 @@ class Axes:
     def lengths(self, removed: np.ndarray) -> np.ndarray:
         """Return the kept length of every axis, and a 1 at the end for products with fewer axes."""
         out = np.zeros(max(self._numbers.values(), default=-1) + 2)
-        for rows, starts, numbers in self._stacks:
+        for rows, starts, numbers in self.stacks:
             kept = ~(removed[rows[:, 0]] if rows.shape[1] == 1 else removed[rows].any(1))
             out[numbers] = np.add.reduceat(kept.astype(np.int64), starts)
         out[-1] = 1
@@ -117,7 +117,7 @@ class Axes:
     def emptied(self, removed: np.ndarray) -> list[np.ndarray]:
         """Return the tables of the axes of tensors that keep no position."""
         tables = []
-        for rows, starts, numbers in self._stacks:
+        for rows, starts, numbers in self.stacks:
             kept = np.add.reduceat((~removed[rows].any(1)).astype(np.int64), starts)
             ends = [*starts[1:], len(rows)]
             empty = np.flatnonzero((kept == 0) & self._of_tensors[numbers])
@@ -188,7 +188,7 @@ class CostTable:
             # a position of an axis is worth the product divided by the axis's length
             np.add.at(per_axis, index[:, column], values / np.maximum(lengths[index[:, column]], 1))
         out = np.zeros(self.axes.causes + 1)
-        for rows, starts, numbers in self.axes._stacks:
+        for rows, starts, numbers in self.axes.stacks:
             counts = np.diff([*starts, len(rows)])
             share = np.repeat(per_axis[numbers], counts)
             # a position is removed once, whichever of its causes does it

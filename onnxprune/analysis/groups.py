@@ -139,13 +139,14 @@ class Analysis(AnalysisSummary):
         return self.sizes or Sizes(self.record)
 
     @cached_property
-    def _costs(self) -> CostTable:
+    def costs(self) -> CostTable:
+        """Costs as functions of the kept lengths."""
         return cost_table(self.record, self.axes, self.counted_at)
 
     @cached_property
     def uncounted(self) -> str:
         """Nodes whose multiply-accumulates are not in the costs: "2 nodes of com.microsoft.X"."""
-        return name_uncounted([self.nodes[i] for i in self._costs.uncounted])
+        return name_uncounted([self.nodes[i] for i in self.costs.uncounted])
 
     @property
     def nodes(self) -> Sequence[NodeProto]:
@@ -191,13 +192,7 @@ class Analysis(AnalysisSummary):
         return self.record.tensors.keys()
 
     def tensor_axes(self, tensor: str) -> tuple[np.ndarray | None, ...] | None:
-        """Return the ids per axis of an activation, None for a frozen axis.
-
-        Returns
-        -------
-        axes
-            None if no node of the model computes the tensor.
-        """
+        """Return the ids per axis of an activation, None for a frozen axis or no such tensor."""
         state = self.record.tensors.get(tensor)
         return None if state is None else tuple(map(self.record.array, state.axes))
 
@@ -305,13 +300,13 @@ class Analysis(AnalysisSummary):
         If a branch is removed, the constant that replaces it counts as the parameters and the
         output of the nodes that it replaces.
         """
-        return self._costs.total(self.removed(kept or {}))
+        return self.costs.total(self.removed(kept or {}))
 
     def node_costs(self, kept: Kept | None = None) -> list[NodeCost]:
         """Return the cost of every node that multiplies, in graph order."""
-        macs = self._costs.macs(self.removed(kept or {}))
+        macs = self.costs.macs(self.removed(kept or {}))
         by_node: dict[int, int] = {}
-        for product, value in zip(self._costs.products, macs.tolist(), strict=True):
+        for product, value in zip(self.costs.products, macs.tolist(), strict=True):
             by_node[product.node] = by_node.get(product.node, 0) + int(value)
         return [
             NodeCost(label(self.nodes[n]), self.nodes[n].op_type, v) for n, v in by_node.items()
@@ -332,13 +327,13 @@ class Analysis(AnalysisSummary):
         savings : dict of (size,) float64 arrays
             Saving per channel of each group.
         """
-        per_cause = self._costs.savings(what, self.removed(kept or {}))
+        per_cause = self.costs.savings(what, self.removed(kept or {}))
         return {name: per_cause[index] for name, index in self.causes.items()}
 
     def prunable_macs(self) -> float:
         """Return the share of the MACs in nodes with at least one axis that can be cut."""
-        macs = self._costs.macs(self.removed({}))
-        live = [any(self.axes.live(a) for a in p.axes) for p in self._costs.products]
+        macs = self.costs.macs(self.removed({}))
+        live = [any(self.axes.live(a) for a in p.axes) for p in self.costs.products]
         # at least 1, because products with an empty axis may be all that there are
         return float(macs[np.array(live, bool)].sum() / max(macs.sum(), 1)) if live else 0.0
 

@@ -49,22 +49,30 @@ class Sizes:
         """The given shapes, that without a name under that of the only input."""
         return name_shapes(self.given, self._declared)
 
-    @cached_property
+    @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Shape of every input that is a tensor of known rank."""
-        declared = self._declared
-        inputs = example_input_shapes(declared, self._named)
-        if any(shape and not isinstance(shape[0], int) for shape in declared.values()):
-            # a leading axis of time, not of samples, is too short for windows at length 1
-            shapes = sized_shapes(self.record.model, inputs, self.record.shapes)
-            if not _can_exist(shapes):
-                return example_input_shapes(declared, self._named, LENGTH)
-        return inputs
+        return self._sized[0]
 
     @cached_property
     def shapes(self) -> Shapes:
         """Shapes of all tensors; lengths that depend on the data are example lengths."""
-        return sized_shapes(self.record.model, self.inputs, self.record.shapes)
+        inputs, shapes = self._sized
+        # inferred once: this takes a good part of the time of an analysis
+        return shapes or sized_shapes(self.record.model, inputs, self.record.shapes)
+
+    @cached_property
+    def _sized(self) -> tuple[dict[str, tuple[int, ...]], Shapes | None]:
+        """Shapes of the inputs, and those of all tensors where they were tried."""
+        declared = self._declared
+        inputs = example_input_shapes(declared, self._named)
+        if all(not shape or isinstance(shape[0], int) for shape in declared.values()):
+            return inputs, None
+        # a leading axis of time, not of samples, is too short for windows at length 1
+        shapes = sized_shapes(self.record.model, inputs, self.record.shapes)
+        if _can_exist(shapes):
+            return inputs, shapes
+        return example_input_shapes(declared, self._named, LENGTH), None
 
     def length(self, places: Places) -> int:
         """Return the length of axes that broadcast: the largest of them."""

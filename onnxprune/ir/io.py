@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from onnx import ModelProto, TensorProto
 
@@ -38,6 +39,7 @@ __all__ = ["EditableModel", "Model", "ModelView", "digest", "load", "save", "ser
 
 INLINE_BYTES = 1024  # initializers up to this size are parsed with the graph
 DATA = ".data"  # suffix of external data
+_NAMED_DIGITS = 16  # of the hash of external data in their name
 EXTERNAL_ALIGN_BYTES = 4096  # page size, so that onnxruntime can map external data
 
 
@@ -172,21 +174,24 @@ def save(
     external_data: bool | None = None,
     overwrite: bool = False,
     files: Staging | None = None,
+    stale: Iterable[str] = (),
 ) -> None:
     """Write a model, weight by weight.
 
-    Graph and external data change together: new data never have the name of those that the graph
-    in place refers to, unless they are equal.
+    Graph and external data change together: data are named after their content, so that new ones
+    never replace those that the graph in place refers to, and the same model gives the same files
+    whatever is in the folder.
 
     Parameters
     ----------
     external_data
-        Store weights next to the graph in PATH.data, or in PATH.HASH.data if that file exists with
-        other content; None does so only over 2 GB.
+        Store weights next to the graph in PATH.HASH.data; None does so only over 2 GB.
     overwrite
         Replace an existing file, and remove the external data that only it refers to.
     files
         Staging to write with; its commit replaces the files.
+    stale
+        Names of external data of `path` that an interrupted write has left, to be removed as well.
 
     Raises
     ------
@@ -194,25 +199,35 @@ def save(
         The file exists and `overwrite` is not set, or it cannot be written.
     """
     path = Path(path)
-    data = path.with_name(path.name + DATA)
     if external_data is None:
         external_data = model.size_bytes() > PROTOBUF_LIMIT_BYTES
-    for target in (path, data) if external_data else (path,):
-        if target.exists() and not overwrite:
-            raise OutputError(
-                "output-exists", f"{target} exists; pass --overwrite (overwrite=True) to replace it"
-            )
+    if path.exists() and not overwrite:
+        raise explain_existing(path)
     # not the data that the model itself was read from, which its file still refers to
-    obsolete = _find_own_data(path) - _find_own_data(model.path)
+    obsolete = _find_own_data(path) | {
+        path.with_name(name).resolve() for name in stale if is_own_data(path, name)
+    }
+    obsolete -= _find_own_data(model.path)
     with staging() if files is None else contextlib.nullcontext(files) as files:
         # before the graph, so that it is in place when the graph refers to it
         if external_data:
-            model, data = _externalize(model, data, files)
+            model, data = _externalize(model, path, files, overwrite)
             obsolete.discard(data.resolve())
         with files.file(path) as file:
             for piece in serialize(model):
                 file.write(piece)
         files.remove(obsolete)
+
+
+def save_for_mapping(model: ModelView, path: Path) -> None:
+    """Write a model with external data into an empty temporary folder, not synced to the disk."""
+    data = path.with_name(path.name + DATA)
+    with data.open("wb") as file:
+        copy, places = _write_weights(model, file)
+    _refer(places, data.name)
+    with path.open("wb") as file:
+        for piece in serialize(copy):
+            file.write(piece)
 
 
 def digest(model: ModelView) -> str:
@@ -228,30 +243,59 @@ def _has_raw(tensor: TensorProto) -> bool:
     return tensor.data_location != TensorProto.EXTERNAL and tensor.data_type != TensorProto.STRING
 
 
-def _externalize(model: ModelView, data: Path, files: Staging) -> tuple[ModelView, Path]:
+class _Place(NamedTuple):
+    """Initializer and the bytes that it takes in a file of external data."""
+
+    tensor: TensorProto
+    offset: int
+    length: int
+
+
+def _externalize(
+    model: ModelView, path: Path, files: Staging, overwrite: bool
+) -> tuple[ModelView, Path]:
     """Write weights over INLINE_BYTES; return a model that refers to their file, and its path."""
-    copy = model.edit()
-    tensors = []
-    with files.file(data) as file:
-        for tensor in copy.proto.graph.initializer:
-            weight = copy.weights[tensor.name]
-            if not _has_raw(tensor) or size_bytes(weight) <= INLINE_BYTES:
-                continue
-            # padding to the next page
-            file.write(b"\0" * (-file.tell() % EXTERNAL_ALIGN_BYTES))
-            tensors.append((tensor, file.tell(), size_bytes(weight)))
-            file.write(weight.raw())
-    if data.exists():
-        digest = files.sha256(data)
-        if not data.is_file() or sha256(data) != digest:
-            other = data.with_name(f"{data.name.removesuffix(DATA)}.{digest[:8]}{DATA}")
-            files.move(data, other)
-            data = other
-    for tensor, offset, length in tensors:
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", data.name), ("offset", offset), ("length", length)):
-            tensor.external_data.add(key=key, value=str(value))
+    unnamed = path.with_name(path.name + DATA)
+    with files.file(unnamed) as file:
+        copy, places = _write_weights(model, file)
+    digest = files.sha256(unnamed)
+    data = path.with_name(f"{path.name}.{digest[:_NAMED_DIGITS]}{DATA}")
+    # only data that were damaged, or are none, can have the name of other content
+    if data.exists() and not overwrite and not (data.is_file() and sha256(data) == digest):
+        raise explain_existing(data)
+    files.move(unnamed, data)
+    _refer(places, data.name)
     return copy, data
+
+
+def _write_weights(model: ModelView, file: BinaryIO) -> tuple[EditableModel, list[_Place]]:
+    """Write weights over INLINE_BYTES; return a copy of the model, and their places."""
+    copy = model.edit()
+    places = []
+    for tensor in copy.proto.graph.initializer:
+        weight = copy.weights[tensor.name]
+        if not _has_raw(tensor) or size_bytes(weight) <= INLINE_BYTES:
+            continue
+        # padding to the next page
+        file.write(b"\0" * (-file.tell() % EXTERNAL_ALIGN_BYTES))
+        places.append(_Place(tensor, file.tell(), size_bytes(weight)))
+        file.write(weight.raw())
+    return copy, places
+
+
+def _refer(places: Iterable[_Place], name: str) -> None:
+    """Let initializers refer to their places in a file of external data."""
+    for tensor, offset, length in places:
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", name), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+
+
+def explain_existing(path: Path) -> OutputError:
+    """Return the error for a file that may not be replaced."""
+    return OutputError(
+        "output-exists", f"{path} exists; pass --overwrite (overwrite=True) to replace it"
+    )
 
 
 def _find_own_data(path: Path | None) -> set[Path]:
@@ -269,11 +313,12 @@ def _find_own_data(path: Path | None) -> set[Path]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return {
-        path.with_name(name).resolve()
-        for name in names
-        if "/" not in name and name.startswith(f"{path.name}.") and name.endswith(DATA)
-    }
+    return {path.with_name(name).resolve() for name in names if is_own_data(path, name)}
+
+
+def is_own_data(path: Path, name: str) -> bool:
+    """Return whether `save` gives such a name to the external data of the graph at `path`."""
+    return "/" not in name and name.startswith(f"{path.name}.") and name.endswith(DATA)
 
 
 def _map_file(path: Path) -> memoryview:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from onnxprune.errors import ModelError
 from onnxprune.ir.dictated import input_shapes
 from onnxprune.ir.input_ranges import integer_ranges
-from onnxprune.ir.io import save, to_bytes
+from onnxprune.ir.io import save_for_mapping, to_bytes
 from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.nodes import nested
 
@@ -259,7 +259,7 @@ def _open(onnxruntime: Any, model: ModelView, options: Any) -> Any:
         return onnxruntime.InferenceSession(to_bytes(model), options, providers=providers)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
-        save(model, path, external_data=True)
+        save_for_mapping(model, path)
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 

@@ -14,7 +14,7 @@ from onnxprune.data.dataset import Data
 from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import TargetError, plural
 from onnxprune.files import hash_key, staging
-from onnxprune.ir.io import Model, Source, digest, save
+from onnxprune.ir.io import Model, Source, digest
 from onnxprune.report.collect import (
     frozen_rows,
     graph_rows,
@@ -41,7 +41,7 @@ from onnxprune.run.comparison import build_controls, build_curve
 from onnxprune.run.evaluation import EVALUATION, RESULT, Evaluation, evaluate, verify_cut
 from onnxprune.run.examples import collect_examples
 from onnxprune.run.next_steps import recommend
-from onnxprune.run.outputs import check_same
+from onnxprune.run.outputs import check_same, write_output
 from onnxprune.run.planning import (
     PlanInputs,
     check_targets,
@@ -380,16 +380,14 @@ class RunJob:
 
         The journal names the output before it replaces another one, see `check_same`.
         """
-        run = self.stages.run
+        run, facts = self.stages.run, {"sha256": ""}
         with staging() as files:
-            digest = ""
             if self.output:
-                path, external = self.output, self.recipe.external_data
-                save(result.model, path, external_data=external, overwrite=overwrite, files=files)
-                digest = files.sha256(path)
+                external = self.recipe.external_data
+                facts = write_output(result.model, self.output, external, overwrite, run, files)
             if run:
                 write_report(result, self.recipe, self.provenance, run, files)
-                facts = {"output": str(self.output), "run": run_key, "sha256": digest}
+                facts = {"output": str(self.output), "run": run_key, **facts}
                 run.record("report", self.stages.chain, 0.0, REPORT_FILES, facts, files)
 
 

@@ -8,10 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from onnxprune.errors import OutputError, UsageError
-from onnxprune.files import sha256
+from onnxprune.files import Staging, sha256
 from onnxprune.ir.file_kinds import KINDS, check_place
+from onnxprune.ir.io import explain_existing, is_own_data, save
+from onnxprune.ir.model import ModelView
 from onnxprune.run.rundir import JournalEntry, RunDir
 
 PathLike = str | os.PathLike[str]
@@ -77,9 +80,7 @@ def default_run_dir(output: PathLike) -> Path:
     return Path(output).with_suffix(".run")
 
 
-def check_output(
-    output: PathLike, overwrite: bool, run_dir: Path | None = None, external_data: bool = False
-) -> bool:
+def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None) -> bool:
     """Check that the output can be written, and return whether it may replace an existing one.
 
     An existing output that the journal in `run_dir` lists as its own passes this check; once the
@@ -98,7 +99,7 @@ def check_output(
             "of the file to write",
         )
     if not overwrite:
-        _check_new(output, run_dir, external_data)
+        _check_new(output, run_dir)
     # write to test it, since permissions do not show read-only file systems
     for folder in {output.parent, run_dir.parent if run_dir else output.parent}:
         try:
@@ -146,22 +147,55 @@ def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) 
         return overwrite
     entry = _find_last_write(run, output) if run else None
     if entry is None or entry.facts.get("run") != run_key:
-        raise _explain_existing(output)
+        raise explain_existing(output)
     # recorded before the output is written, which a kill can prevent
     if entry.facts.get("sha256") != sha256(output):
-        raise _explain_existing(output)
+        raise explain_existing(output)
     return True
 
 
-def _check_new(output: Path, run_dir: Path | None, external_data: bool) -> None:
+def write_output(
+    model: ModelView,
+    output: Path,
+    external_data: bool | None,
+    overwrite: bool,
+    run: RunDir | None,
+    files: Staging,
+) -> dict[str, Any]:
+    """Save a model; return what the journal keeps of the output that is about to be replaced."""
+    stale = _find_stale_data(run, output) if run else ()
+    save(model, output, external_data=external_data, overwrite=overwrite, files=files, stale=stale)
+    facts: dict[str, Any] = {"sha256": files.sha256(output)}
+    data = sorted(path.name for path in files.targets() if is_own_data(output, path.name))
+    obsolete = sorted(path.name for path in files.obsolete)
+    # so that the next run knows what a kill during the commit leaves
+    if data or obsolete:
+        before = sha256(output) if output.is_file() else ""
+        facts |= {"before": before, "data": data, "obsolete": obsolete}
+    return facts
+
+
+def _find_stale_data(run: RunDir, output: Path) -> list[str]:
+    """Return the names of external data that a killed run has left next to its output.
+
+    Killed between the renames of data and graph, it leaves the new data; after both, the old ones.
+    """
+    entries = [entry for entry in run.entries() if entry.stage == "report"]
+    facts = entries[-1].facts if entries else {}
+    if facts.get("output") != str(output) or not output.is_file():
+        return []
+    digest, names = sha256(output), None
+    if digest == facts.get("sha256"):
+        names = facts.get("obsolete")
+    elif digest == facts.get("before"):
+        names = facts.get("data")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _check_new(output: Path, run_dir: Path | None) -> None:
     """Raise OutputError if the output exists, unless it is that of the run directory."""
-    paths = [output]
-    # the weights go into a file of their own, which may not be replaced either
-    if external_data:
-        paths.append(output.with_name(output.name + ".data"))
-    for path in paths:
-        if path.exists() and not (run_dir and _find_last_write(RunDir(run_dir), output)):
-            raise _explain_existing(path)
+    if output.exists() and not (run_dir and _find_last_write(RunDir(run_dir), output)):
+        raise explain_existing(output)
 
 
 def _find_last_write(run: RunDir, output: Path) -> JournalEntry | None:
@@ -171,10 +205,3 @@ def _find_last_write(run: RunDir, output: Path) -> JournalEntry | None:
     if not entries or entries[-1].stage != "report":
         return None
     return entries[-1] if entries[-1].facts.get("output") == str(output) else None
-
-
-def _explain_existing(path: Path) -> OutputError:
-    """Return the error for an output that may not be replaced."""
-    return OutputError(
-        "output-exists", f"{path} exists; pass --overwrite (overwrite=True) to replace it"
-    )

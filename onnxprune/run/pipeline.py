@@ -101,7 +101,7 @@ def optimize(
     folder = _choose_folder(path, run_dir)
     if path:
         # only an explicit True: None depends on the size of the result, which is not known yet
-        overwrite = check_output(path, overwrite, folder, recipe.external_data is True)
+        overwrite = check_output(path, overwrite, folder)
     stages = Stages(on_event)
     with _describe_interruption(stages, folder), ExitStack() as stack:
         # of numpy's and scipy's BLAS; sessions of engines get the number as an option

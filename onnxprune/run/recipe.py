@@ -402,7 +402,7 @@ class Recipe(QuantizeOptions):
         parsers.optional(parsers.flag),
         "write",
         "",
-        "Store weights in OUT.data next to the graph. Default: only above 2 GB.",
+        "Store weights next to the graph, in OUT.HASH.data. Default: only above 2 GB.",
     )
 
     if TYPE_CHECKING:

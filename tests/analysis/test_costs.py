@@ -7,6 +7,7 @@ import pytest
 from onnx import ModelProto
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.running_cost import RunningCost
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
 from tests.graph_text import net
@@ -189,3 +190,41 @@ def test_sizes_do_not_change_groups() -> None:
     assert other.groups == analysis.groups and other.frozen == analysis.frozen
     kept = halves(analysis)
     np.testing.assert_array_equal(other.removed(kept), analysis.removed(kept))
+
+
+COUNTED = ("macs", "params", "bytes", "activation_bytes")
+RUNNING = {
+    **{name: text for name, (text, _) in DYNAMIC.items() if name != "broadcast leading axes"},
+    "residual and grouped": (
+        "float[2,4,6,6] x | float[8,4,1,1] a, float[8,4,3,3] b, float[6,8,1,1] c |"
+        "p = Conv(x, a); q = Conv<group=2,pads=[1,1,1,1]>(p, b); r = Add(p, q);"
+        "s = Concat<axis=1>(r, q); t, u = Split<axis=1>(s); v = Mul(t, u); y = Conv(v, c)"
+    ),
+    "reshaped": (
+        "float[2,4,6,6] x | float[12,4,1,1] a, int64[2] m = {2,432}, float[432,5] b |"
+        "p = Conv(x, a); q = Reshape(p, m); y = MatMul(q, b)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_running_costs_equal_those_of_the_entire_model(name: str) -> None:
+    analysis, rng = analyze(load(net(RUNNING[name]))), np.random.default_rng(0)
+    running = RunningCost.of(analysis, COUNTED)
+    assert running is not None and analysis.groups
+    kept: dict[str, tuple[int, ...]] = {}
+    for _ in range(20):
+        group = analysis.groups[int(rng.integers(len(analysis.groups)))]
+        count = int(rng.integers(group.size + 1))
+        kept[group.name] = tuple(rng.permutation(group.size)[:count].tolist())
+        running.keep(group.name, None if count == group.size else kept[group.name])
+        assert running.totals() == analysis.cost(kept).as_dict()
+
+
+def test_costs_that_depend_on_the_order_of_sums_have_no_running_form() -> None:
+    text = "float[2,4,6,6] x | float[8,4,1,1] a, float[3,8,1,1] b, float[3,8,1,1] c |"
+    nodes = "p = Conv(x, a); q = Conv(x, a); r = Conv(p, b); s = Conv(q, c); y = Add(r, s)"
+    analysis = analyze(load(net(text + nodes)), untie=True)
+    assert RunningCost.of(analysis, ["macs"]) is not None
+    assert RunningCost.of(analysis, ["bytes"]) is None
+    assert RunningCost.of(analysis, []) is None

@@ -44,21 +44,29 @@ def scaled(factor: float) -> Model:
 def test_graph_and_external_data_change_together(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     save(scaled(1), path, external_data=True)
-    assert set(tree(tmp_path)) == {"m.onnx", "m.onnx.data"}
     first = tree(tmp_path)
+    (data,) = set(first) - {"m.onnx"}
+    assert data.startswith("m.onnx.") and data.endswith(".data")
+    save(scaled(2), path, external_data=True, overwrite=True)
+    (other,) = set(tree(tmp_path)) - {"m.onnx"}
+    assert other != data
+    onnx.checker.check_model(str(path))
+    weights = load(path).weights
+    expected = scaled(2).weights
+    assert all(np.array_equal(weights[n].array(), expected[n].array()) for n in expected)
+    # the same files, whatever was in their place
     save(scaled(1), path, external_data=True, overwrite=True)
     assert tree(tmp_path) == first
-    save(scaled(2), path, external_data=True, overwrite=True)
-    (data,) = set(tree(tmp_path)) - {"m.onnx"}
-    assert data != "m.onnx.data" and data.startswith("m.onnx.") and data.endswith(".data")
-    onnx.checker.check_model(str(path))
-    save(scaled(3), path, external_data=True, overwrite=True)
-    assert set(tree(tmp_path)) == {"m.onnx", "m.onnx.data"}
-    weights = load(path).weights
-    expected = scaled(3).weights
-    assert all(np.array_equal(weights[n].array(), expected[n].array()) for n in expected)
+    # of damaged data, too
+    (tmp_path / data).write_bytes(b"half")
+    save(scaled(1), path, external_data=True, overwrite=True)
+    assert tree(tmp_path) == first
     save(scaled(3), path, external_data=False, overwrite=True)
     assert set(tree(tmp_path)) == {"m.onnx"}
+    (tmp_path / "m.onnx").unlink()
+    (tmp_path / data).write_bytes(b"of another")
+    with pytest.raises(OutputError, match=f"{data} exists"):
+        save(scaled(1), path, external_data=True)
 
 
 def test_data_of_another_graph_are_kept(tmp_path: Path) -> None:
@@ -72,9 +80,39 @@ def test_data_of_another_graph_are_kept(tmp_path: Path) -> None:
 def test_data_of_the_source_are_kept(tmp_path: Path) -> None:
     save(scaled(1), tmp_path / "a.onnx", external_data=True)
     (tmp_path / "b.onnx").write_bytes((tmp_path / "a.onnx").read_bytes())
-    before = (tmp_path / "a.onnx.data").read_bytes()
+    (data,) = tmp_path.glob("*.data")
+    before = data.read_bytes()
     optimize(tmp_path / "a.onnx", tmp_path / "b.onnx", overwrite=True, external_data=True, **FAST)
-    assert (tmp_path / "a.onnx.data").read_bytes() == before
+    assert data.read_bytes() == before
+
+
+class Killed(BaseException):
+    """Ends a run like a kill: nothing that it leaves is removed."""
+
+
+@pytest.mark.parametrize("renamed", ["data", "graph"])
+@pytest.mark.parametrize("target", ["60%", "70%"])
+def test_data_of_a_run_that_was_killed_in_its_commit_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: str, target: str
+) -> None:
+    """By the same run, and by one with other options."""
+    out = tmp_path / "out.onnx"
+    options = {**FAST, "external_data": True, "overwrite": True}
+    optimize(MODEL, out, target="macs=80%", **options)
+
+    def replace(source: str, path: str | Path) -> None:
+        os.rename(source, path)
+        if str(path).endswith({"data": ".data", "graph": "out.onnx"}[renamed]):
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(files.os, "replace", replace)
+        patch.setattr(Staging, "discard", lambda _: None)
+        optimize(MODEL, out, target="macs=60%", **options)
+    assert len(list(tmp_path.glob("*.data"))) == 2
+    optimize(MODEL, out, target=f"macs={target}", **options)
+    assert len(list(tmp_path.glob("*.data"))) == 1
+    onnx.checker.check_model(str(out))
 
 
 class Fault:

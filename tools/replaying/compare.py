@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 Json = Any  # what json.loads returns
 
 MODEL, EXTERNAL_DATA = ".onnx", ".onnx.data"
-COMPARED = (MODEL, EXTERNAL_DATA, ".npz", ".json", ".jsonl")
+COMPARED = (MODEL, ".data", ".npz", ".json", ".jsonl")
 # They hold times of stages, measurements, and hashes over versions and scripts.
 NOT_COMPARED = frozenset({"journal.jsonl", "measure.json", "manifest.json"})
 # JSON keys that may differ between two equal runs, at any depth.
