@@ -25,7 +25,17 @@ from onnxprune.summary import Summarized
 # of samples that are checked when data are opened; later ones are checked when they are read
 CHECKED_BYTES = 64 << 20
 
-__all__ = ["Data", "Preprocess", "flips", "gather", "open_data", "samples_of", "split", "synthetic"]
+__all__ = [
+    "Data",
+    "Preprocess",
+    "flips",
+    "gather",
+    "mirror",
+    "open_data",
+    "samples_of",
+    "split",
+    "synthetic",
+]
 
 Item = TypeVar("Item")
 DataLike = str | Path | Sequence[str | Path] | Samples
@@ -140,7 +150,7 @@ class Data(Summarized):
             sample = self.inputs.sample(raw, where)
             yield where, sample
             if self.flipped:
-                yield where, _mirror(sample, self.inputs)
+                yield where, mirror(sample, self.inputs)
 
     def _fits(
         self, first: tuple[str, dict[str, np.ndarray]], other: tuple[str, dict[str, np.ndarray]]
@@ -355,8 +365,8 @@ def flips(data: Data) -> Data:
     return replace(data, flipped=True)
 
 
-def _mirror(sample: Mapping[str, np.ndarray], inputs: Inputs) -> dict[str, np.ndarray]:
-    """Return the mirror image of a sample; inputs that are not images are unchanged."""
+def mirror(sample: Mapping[str, np.ndarray], inputs: Inputs) -> dict[str, np.ndarray]:
+    """Return the mirror images of a sample or a batch; inputs that are not images are unchanged."""
     mirrored = dict(sample)
     for name in sample:
         axes = inputs.image(name)

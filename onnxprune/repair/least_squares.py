@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from onnxprune.repair.fits import Fit, prepare_fits
 from onnxprune.repair.joint import refit_block
 from onnxprune.repair.problem import LayerProblem
 from onnxprune.repair.tied import adjacent_order, reorder, solve_tied, tied_outputs
+from onnxprune.repair.waiting import Waiting, arrange_views
 from onnxprune.statistics.segmented_run import Batch, SegmentedRun
 from onnxprune.types import Plan
 
@@ -59,9 +60,10 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     Cost: one pass of both networks over the data, some forty gradients per block, and the second
     moments of one node at a time. The data are kept in memory with the activations at one position
     of the graph. Where activations are large, some samples wait until the networks reach smaller
-    ones; a sample has many positions there.
+    ones; until then each node is fitted on them as well, by runs from the inputs.
     """
-    data = context.repair_data("repair 'least-squares'")
+    mirrored = context.repair_data("repair 'least-squares'")
+    data = replace(mirrored, flipped=False)
     removed = analysis.removed(plan.kept)
     replaced = with_means(analysis, plan, pruned, context)
     model, fits = prepare_fits(analysis, replaced, removed)
@@ -73,6 +75,9 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     batches, held_out = _split_held_out(
         list[Batch](data.batches(context.batch_size)), not data.inputs.divisible
     )
+    if mirrored.flipped:
+        # after all images: where few samples fit into memory, these are distinct ones
+        batches += arrange_views(data, batches[held_out:])
     # the first blocks start on the held-out batches and one more
     first, waiting = batches[: held_out + 1], batches[held_out + 1 :]
     threads = context.threads
@@ -85,7 +90,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         original=SegmentedRun(dense, first, threads=threads, shapes=analysis.shapes),
         pruned=SegmentedRun(model, first, threads=threads),
         held_out=held_out,
-        waiting=waiting,
+        waiting=Waiting(waiting),
         products=[
             product
             for product in lossy_products(analysis, removed, _select_untied(fits))
@@ -118,7 +123,7 @@ class _Lockstep:
     held_out
         Number of leading batches that are not fitted.
     waiting
-        Batches that did not fit into memory yet.
+        Batches that did not fit into memory yet; each node sees them one by one.
     products
         Products of activations whose query is still to be refitted; see `lossy_products`.
     done
@@ -139,7 +144,7 @@ class _Lockstep:
     original: SegmentedRun
     pruned: SegmentedRun
     held_out: int
-    waiting: list[Batch]
+    waiting: Waiting
     products: list[tuple[str, list[Fit]]]
     unrelated: frozenset[str]
     work: Sequence[float]
@@ -154,7 +159,7 @@ class _Lockstep:
         multiplications
             Computing budget of the joint refit.
         """
-        _admit_waiting(self.waiting, self.original, self.pruned)
+        _admit_waiting(self.waiting.batches, self.original, self.pruned)
         begin = self.pruned.mark()
         problems = self._solve_layers(block)
         targets = self._finish(block)
@@ -220,6 +225,8 @@ class _Lockstep:
 
     def _build_problem(self, fit: Fit) -> LayerProblem | None:
         """Return the least-squares problem of a node."""
+        # both networks run from the inputs to the node
+        work = 2 * sum(self.work[: self.done])
         return LayerProblem.of(
             fit,
             self.model,
@@ -228,6 +235,7 @@ class _Lockstep:
             multiplications=MOMENTS_MULTIPLICATIONS / len(self.fits),
             seed=self.context.seed,
             held_out=self.held_out,
+            streamed=self.waiting.choose(work),
         )
 
     def _finish(self, block: Block) -> dict[str, list[np.ndarray]]:

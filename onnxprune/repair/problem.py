@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.data.dataset import samples_of
 from onnxprune.ir.linear import WeightLayout
 from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.repair.fits import Fit, depthwise, set_values
 from onnxprune.repair.normal_equations import NormalEquations
+from onnxprune.repair.waiting import Values, values_of
 from onnxprune.statistics.im2col import (
     Geometry,
     Moments,
@@ -22,7 +24,7 @@ from onnxprune.statistics.im2col import (
     positions,
     tap_order,
 )
-from onnxprune.statistics.segmented_run import SegmentedRun
+from onnxprune.statistics.segmented_run import Batch, SegmentedRun
 
 # Relative to the mean diagonal of X X^T. Logits, of which there are as many rows as samples, are
 # easily overfitted.
@@ -65,6 +67,8 @@ class LayerProblem:
         Positions of the output per sample.
     held_out
         Number of leading batches that are not fitted.
+    streamed
+        Further batches, whose activations the runs do not hold.
     systems
         Normal equations per group, once they are solved.
     """
@@ -80,6 +84,7 @@ class LayerProblem:
     seed: tuple[int, int]
     outputs: float
     held_out: int
+    streamed: Sequence[Batch] = ()
     systems: list[NormalEquations] = field(default_factory=list)
 
     @staticmethod
@@ -92,6 +97,7 @@ class LayerProblem:
         multiplications: float,
         seed: int,
         held_out: int,
+        streamed: Sequence[Batch] = (),
     ) -> LayerProblem | None:
         """Return the problem of a node; None for a depthwise node.
 
@@ -110,6 +116,8 @@ class LayerProblem:
         g, o, c, t = WeightLayout.of(node).to_matrix(weight.array()).shape
         inputs = pruned.values(node.input[0])
         samples = max(sum(len(x) for x in inputs), 1)
+        # as many rows per sample as the runs hold
+        samples += sum(map(samples_of, streamed)) * samples // max(sum(pruned.counts), 1)
         affordable = int(multiplications / (c * t) ** 2 / samples)
         y = original.values(fit.target)[0]
         return LayerProblem(
@@ -124,6 +132,7 @@ class LayerProblem:
             seed=(seed, pruned.at),
             outputs=y.size / (y.shape[fit.linear.out_axis] * max(pruned.counts[0], 1)),
             held_out=held_out,
+            streamed=streamed,
         )
 
     @property
@@ -146,17 +155,15 @@ class LayerProblem:
             Input activation of the node.
         """
         fit, rng = self.fit, np.random.default_rng(self.seed)
-        pairs = zip(self.pruned.values(source), self.original.values(fit.target), strict=True)
-        for i, (x, y) in enumerate(pairs):
-            if i < self.held_out:
-                continue
+        for present, dense in self._values(source):
+            x, y = present[source], dense[fit.target]
             y = _take_kept(y, fit)
             at = positions(y.shape, self.window.spatial, self.most, rng)
             parts = [outputs(y, self.window, at)]
             if self.added:
-                dense = _take_kept(self.original.values(fit.shortcut)[i], fit)
-                parts.append(outputs(dense, self.window, at))
-                parts.append(outputs(self.pruned.values(fit.shortcut)[i], self.window, at))
+                shortcut = _take_kept(dense[fit.shortcut], fit)
+                parts.append(outputs(shortcut, self.window, at))
+                parts.append(outputs(present[fit.shortcut], self.window, at))
             xs = columns(x, self.window, at)
             most = self.most * len(x)
             # without spatial axes, `positions` selects nothing
@@ -164,11 +171,24 @@ class LayerProblem:
                 pick = np.sort(rng.choice(xs.shape[1], most, replace=False))
                 xs, parts = xs[:, pick], [p[:, pick] for p in parts]
             if self.added:
-                target, dense, present = parts
+                target, expected, actual = parts
                 # the node also compensates for what the shortcut has lost
-                yield xs, target + dense - present, present
+                yield xs, target + expected - actual, actual
             else:
                 yield xs, parts[0], None
+
+    def _values(self, source: str) -> Iterator[tuple[Values, Values]]:
+        """Yield the tensors of both networks per fitted batch: those held, then those streamed."""
+        shortcut = [self.fit.shortcut] if self.added else []
+        names, targets = [source, *shortcut], [self.fit.target, *shortcut]
+        yield from zip(
+            self.pruned.state[self.held_out :], self.original.state[self.held_out :], strict=True
+        )
+        yield from zip(
+            values_of(self.pruned, self.streamed, names),
+            values_of(self.original, self.streamed, targets),
+            strict=True,
+        )
 
     def batches(self, source: str) -> Callable[[], Iterable[Sample]]:
         """Return a function that iterates over the samples, in batches of at least K positions.
@@ -176,7 +196,8 @@ class LayerProblem:
         Columns are laid out once if they are needed twice and fit into CACHE_BYTES.
         """
         groups, k, _ = self.shape
-        size = groups * k * self.most * sum(map(len, self.pruned.values(source))) * 4
+        rows = sum(map(len, self.pruned.values(source))) + sum(map(samples_of, self.streamed))
+        size = groups * k * self.most * rows * 4
         if self.saturating and size <= CACHE_BYTES:
             cached = list(joined(self.samples(source), k))
             return lambda: cached

@@ -120,13 +120,13 @@ class SegmentedRun:
         # only what the other batches still hold, so that all batches have the same activations
         available = set(self.state[0]) if self.state else set(self.live[self.at])
         produced = {o for n in self.nodes[: self.at] for o in n.output} & available
-        session = self._open_prefix(sorted(produced)) if produced else None
+        session = self.open_prefix(sorted(produced)) if produced else None
         for batch in batches:
             self.counts.append(samples_of(batch))
             fresh = session.run({n: batch[n] for n in session.inputs}) if session else {}
             self.state.append({n: v for n, v in batch.items() if n in available} | fresh)
 
-    def _open_prefix(self, outputs: list[str]) -> Session:
+    def open_prefix(self, outputs: list[str]) -> Session:
         """Open a session on all nodes before the current position."""
         prefix = extract(self.model, self.shapes, self.nodes[: self.at], set(self.feeds), outputs)
         return Session(prefix, threads=self.threads)
