@@ -1,4 +1,4 @@
-"""Divergence between the outputs of two networks, accumulated over batches."""
+"""Divergence between the heads of two networks, accumulated over batches."""
 
 from __future__ import annotations
 
@@ -8,54 +8,14 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.errors import ModelError
-from onnxprune.ir.compared import may_choose_rows, tensors_to_compare
+from onnxprune.ir.compared import may_choose_rows
 from onnxprune.ir.extract import extract
+from onnxprune.ir.heads import Head, find_heads, tensors_of
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.shapes import Shapes
-from onnxprune.metrics.tempered import Tempered
+from onnxprune.metrics.head_divergence import HeadDivergence, position_weights
 from onnxprune.statistics.segmented_run import SegmentedRun
-
-_TINY = 1e-12  # least energy of an output, for outputs that are zero
-
-
-class OutputDivergence:
-    """Divergence of one output.
-
-    Class scores (rank 2 with several columns) diverge by Kullback-Leibler at a temperature at which
-    the original is not saturated, other float outputs by relative squared error. Outputs that are
-    not float count as equal.
-    """
-
-    def __init__(self) -> None:
-        self._tempered: Tempered | None = None
-        self._error = self._energy = 0.0
-
-    def update(self, expected: np.ndarray, actual: np.ndarray) -> None:
-        """Add a batch of the original's and the changed network's output."""
-        if expected.dtype.kind != "f":
-            return
-        if expected.shape != actual.shape:
-            raise ModelError(
-                "divergence-shape",
-                f"a compared output changes its shape from {expected.shape} to {actual.shape}, so "
-                "that its divergence cannot be measured; use --fast, which does without",
-            )
-        if expected.ndim == 2 and expected.shape[1] > 1:
-            # the first batch shows which kind of output this is
-            self._tempered = self._tempered or Tempered()
-            self._tempered.update(expected, actual)
-            return
-        # in float32 a sum over many batches would lose small terms
-        difference = actual.astype(np.float64) - expected
-        self._error += float(np.square(difference).sum())
-        self._energy += float(np.square(expected, dtype=np.float64).sum())
-
-    def result(self) -> float:
-        """Return the divergence in nats, or the relative squared error."""
-        if self._tempered:
-            return self._tempered.result().kl
-        return self._error / max(self._energy, _TINY)
 
 
 def divergence_after(
@@ -81,21 +41,39 @@ def divergence_after(
     Returns
     -------
     float
-        Sum of the outputs' divergences.
+        Sum of the heads' divergences. Outputs that are no floats count as equal.
     """
-    outputs = _list_names_after(run)
-    # all compared tensors precede the position, where both networks are equal
-    if not outputs:
+    heads = _list_heads_after(run)
+    # all heads precede the position, where both networks are equal
+    if not heads:
         return 0.0
+    outputs = [head.tensor for head in heads]
     session = Session(
         extract(model, run.shapes, nodes, set(run.state[0]), outputs), threads=run.threads
     )
-    divergences = {name: OutputDivergence() for name in outputs}
+    divergences = [HeadDivergence(head) for head in heads]
     for state, reference in zip(run.state[::every], expected[::every], strict=True):
         actual = session.run({n: state[n] for n in session.inputs})
-        for name, divergence in divergences.items():
-            divergence.update(reference[name], actual[name])
-    return sum(d.result() for d in divergences.values())
+        for divergence in divergences:
+            _update(divergence, reference, actual[divergence.head.tensor])
+    return sum(d.result() for d in divergences)
+
+
+def _update(
+    divergence: HeadDivergence, reference: Mapping[str, np.ndarray], actual: np.ndarray
+) -> None:
+    """Add a batch of one head."""
+    head = divergence.head
+    expected = reference[head.tensor]
+    if expected.dtype.kind != "f":
+        return
+    if expected.shape != actual.shape:
+        raise ModelError(
+            "divergence-shape",
+            f"a compared output changes its shape from {expected.shape} to {actual.shape}, so "
+            "that its divergence cannot be measured; use --fast, which does without",
+        )
+    divergence.update(expected, actual, position_weights(head, reference))
 
 
 def original_values(
@@ -107,7 +85,7 @@ def original_values(
     """Return the values of the original per batch that `divergence_after` compares with."""
     names = dict.fromkeys(o.name for o in model.proto.graph.output)
     for start in _starts(model):
-        names |= dict.fromkeys(tensors_to_compare(model, start, shapes).tensors)
+        names |= dict.fromkeys(tensors_of(find_heads(model, start, shapes)))
     inner = len(names) > len(model.proto.graph.output)
     session = Session(model, list(names) if inner else None, threads=threads)
     return [session.run(b) for b in batches]
@@ -119,11 +97,11 @@ def _starts(model: Model) -> list[int]:
     return [0, *rows]
 
 
-def _list_names_after(run: SegmentedRun) -> list[str]:
-    """Return the tensors to compare after a run's position.
+def _list_heads_after(run: SegmentedRun) -> list[Head]:
+    """Return the heads to compare after a run's position.
 
     A tensor inside the network that is produced before the position is equal in both networks.
     """
-    compared = tensors_to_compare(run.model, run.at, run.shapes)
-    before = {n for n in compared.inner if run.place(n) < run.at}
-    return [n for n in compared.tensors if n not in before]
+    outputs = {o.name for o in run.model.proto.graph.output}
+    heads = find_heads(run.model, run.at, run.shapes)
+    return [h for h in heads if h.tensor in outputs or run.place(h.tensor) >= run.at]

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from onnxprune.autodiff.build import gradient_model
-from onnxprune.autodiff.losses import DRAWN, LABELS, VECTOR, Feed, Loss, feeds_of
+from onnxprune.autodiff.losses import BINARY, DRAWN, LABELS, VECTOR, Feed, Loss, feeds_of
 from onnxprune.autodiff.places import MOMENTS, ROWS, WHOLE, Blocked, Gradient, Place
 
 __all__ = [
+    "BINARY",
     "DRAWN",
     "LABELS",
     "MOMENTS",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.autodiff.losses import Feed, Loss, seed, start_tensor
+from onnxprune.autodiff.losses import Feed, Loss, seed, start_tensor, weigh
 from onnxprune.autodiff.places import MOMENTS, ROWS, WHOLE, Blocked, Gradient, Place
 from onnxprune.autodiff.rules import EXTRA_OUTPUT, TABLE, ZERO
 from onnxprune.autodiff.step import BackwardStep, NoGradient
@@ -205,6 +205,9 @@ class _Builder:
                 )
             probabilities = head if name != loss.head else None
             grad, feed = seed(loss, self.tape, logits, probabilities)
+            score = self.value(loss.weight[0]) if loss.weight else None
+            if score is not None:
+                grad = weigh(loss, grad, score)
             self.partial[name].append(grad)
             feeds[feed.name] = feed
         return feeds

@@ -20,8 +20,10 @@ from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
 from onnxprune.ir.shapes import Shapes
 
 COERCED_BEFORE = 13  # Softmax of older opsets flattens all axes from its own on
-LABELS, DRAWN, VECTOR = "labels", "drawn", "vector"
-KINDS = (LABELS, DRAWN, VECTOR)
+LABELS, DRAWN, VECTOR, BINARY = "labels", "drawn", "vector", "binary"
+KINDS = (LABELS, DRAWN, VECTOR, BINARY)
+BACKGROUND = 0.01  # least weight of a position
+_LEAST_VARIANCE = 1e-6  # of a probability, where the gradient by it is computed
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,29 @@ class Loss:
         "labels": cross-entropy with given labels, int64 in the head's shape without its class
         axis; negative ones are ignored. "drawn": cross-entropy with labels drawn from the model's
         own softmax, as the argmax of logits plus fed Gumbel noise (Gumbel 1954). "vector": v'f(x)
-        for a vector v of signs times `scale` (Hutchinson 1990).
+        for a vector v of signs times `scale` (Hutchinson 1990). "binary": cross-entropy of every
+        value on its own, summed, with labels drawn from the model's own probabilities.
     head : str
         Tensor name. The output of a Softmax over the class axis is read as probabilities, any
         other tensor as logits.
     axis : int
         Class axis.
-    scale : float
-        1 / the standard deviation in which errors of the head are measured.
+    scale : float or None
+        1 / the standard deviation in which errors of the head are measured; of cross-entropies a
+        factor on the sum over positions, None for the mean.
+    probabilities : bool
+        Whether the head of kind "binary" holds probabilities, not logits.
+    weight : tuple or None
+        (tensor, class axis, whether it holds probabilities): positions are weighted by the square
+        root of the largest probability along the axis.
     """
 
     kind: str
     head: str
     axis: int = 1
-    scale: float = 1.0
+    scale: float | None = None
+    probabilities: bool = False
+    weight: tuple[str, int, bool] | None = None
 
     def __post_init__(self) -> None:
         """Check the kind; raise UsageError for an unknown one."""
@@ -86,7 +97,7 @@ class Feed:
         return self.loss.input
 
     def draw(self, generator: np.random.Generator) -> np.ndarray:
-        """Draw noise for "drawn" or scaled signs for "vector".
+        """Draw noise for "drawn" and "binary" or scaled signs for "vector".
 
         Raises
         ------
@@ -96,9 +107,13 @@ class Feed:
         kind = helper.tensor_dtype_to_np_dtype(self.dtype)
         if self.loss.kind == DRAWN:
             return generator.gumbel(size=self.shape).astype(kind)
+        if self.loss.kind == BINARY and not self.loss.probabilities:
+            return generator.logistic(size=self.shape).astype(kind)
+        if self.loss.kind == BINARY:
+            return generator.random(self.shape).astype(kind)
         if self.loss.kind == VECTOR:
             # an infinite gradient would be useless
-            scale = min(self.loss.scale, float(np.finfo(kind).max) / 4)
+            scale = min(self.loss.scale or 1.0, float(np.finfo(kind).max) / 4)
             signs = generator.integers(0, 2, self.shape) * 2 - 1
             # arithmetic on arrays of rank 0 gives scalars, which onnxruntime refuses
             return np.asarray((signs * scale).astype(kind))
@@ -147,7 +162,7 @@ def start_tensor(model: ModelView, loss: Loss, shapes: Shapes | None = None) -> 
     The logits if a Softmax over the class axis computes the head, else the head itself.
     """
     producer = next((node for node in model.proto.graph.node if loss.head in node.output), None)
-    if loss.kind == VECTOR or producer is None:
+    if loss.kind in (VECTOR, BINARY) or producer is None:
         return loss.head
     if producer.op_type != "Softmax" or producer.domain not in STANDARD_DOMAINS:
         return loss.head
@@ -174,6 +189,8 @@ def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> 
         feed = Feed(loss, logits.shape, logits.dtype)
         # the gradient of v'f(x) by f(x) is v
         return Value(tape, loss.input, feed.shape, feed.dtype), feed
+    if loss.kind == BINARY:
+        return _seed_binary(loss, tape, logits)
     axis, rank = loss.axis % len(logits.shape), len(logits.shape)
     single = tuple(1 if i == axis else n for i, n in enumerate(logits.shape))
     if loss.kind == DRAWN:
@@ -195,7 +212,44 @@ def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> 
         # a label of no class has no gradient
         others = others * target.cast(p.dtype).reduce("ReduceSum", [axis])
     grad = (-others.reduce("ReduceSum", [axis])).where(target, others)
-    return grad * (1.0 / math.prod(single[1:])), feed
+    factor = 1.0 / math.prod(single[1:]) if loss.scale is None else loss.scale
+    return grad * factor, feed
+
+
+def _seed_binary(loss: Loss, tape: Tape, head: Value) -> tuple[Value, Feed]:
+    """Return the gradient of binary cross-entropies, and the noise by which labels are drawn."""
+    feed = Feed(loss, head.shape, head.dtype)
+    noise = Value(tape, loss.input, feed.shape, feed.dtype)
+    if loss.probabilities:
+        label = (noise < head).cast(head.dtype)
+        variance = head * (1.0 - head)
+        # a product with the gradient of the sigmoid follows, which is the variance
+        limited = variance.where(variance > _LEAST_VARIANCE, _LEAST_VARIANCE)
+        return (head - label) / limited * (loss.scale or 1.0), feed
+    label = (head + noise > 0).cast(head.dtype)
+    return (head.call("Sigmoid") - label) * (loss.scale or 1.0), feed
+
+
+def weigh(loss: Loss, gradient: Value, score: Value) -> Value:
+    """Return a gradient with its positions weighted by what is detected there.
+
+    The Fisher information of a weighted loss is that of the square root of the weight times the
+    gradient. Without the same positions nothing is weighted.
+
+    Parameters
+    ----------
+    score
+        Value of `loss.weight`'s tensor.
+    """
+    if loss.weight is None or len(score.shape) != len(gradient.shape):
+        return gradient
+    _, axis, probabilities = loss.weight
+    p = score if probabilities else score.call("Sigmoid")
+    most = p.reduce("ReduceMax", [axis % len(score.shape)])
+    pairs = zip(most.shape, gradient.shape, strict=True)
+    if any(m not in (1, n) for m, n in pairs):
+        return gradient
+    return gradient * (most + BACKGROUND).call("Sqrt")
 
 
 def _compute_softmax(logits: Value, axis: int) -> Value:

@@ -24,7 +24,7 @@ ROW_OPS = frozenset("NonMaxSuppression NonZero Compress Unique TopK".split())
 _GATHERS = frozenset("Gather GatherElements GatherND".split())
 # operators that sum over channels, by parts of their names: quantized and fused forms count too
 _SUMS = "Conv MatMul Gemm LSTM GRU RNN Einsum Attention".split()
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UNDEFINED)
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UNDEFINED)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def is_tensor(value: ValueInfoProto) -> bool:
 
 def _is_float(value: ValueInfoProto) -> bool:
     """Return True if the declared type is a float of numpy, or none is declared."""
-    return is_tensor(value) and value.type.tensor_type.elem_type in _FLOATS
+    return is_tensor(value) and value.type.tensor_type.elem_type in FLOATS
 
 
 def may_choose_rows(node: NodeProto) -> bool:
@@ -132,7 +132,7 @@ def may_choose_rows(node: NodeProto) -> bool:
     return any(n.op_type in ROW_OPS and n.op_type != "TopK" for n in inner)
 
 
-def _sums(node: NodeProto) -> bool:
+def sums_over_channels(node: NodeProto) -> bool:
     """Return True if a node sums over channels, so that pruning changes its values."""
     return any(part in node.op_type for part in _SUMS)
 
@@ -145,7 +145,7 @@ class _Choices(Dependencies):
         self.model, self.shapes = model, shapes
         # values that pruning can change
         self.learned = self.descendants(
-            {o for n in nodes if _sums(n) for o in n.output if o}, SIZES
+            {o for n in nodes if sums_over_channels(n) for o in n.output if o}, SIZES
         )
 
     def chooses_rows(self, node: NodeProto) -> bool:
@@ -164,7 +164,7 @@ class _Choices(Dependencies):
         gathers = any(
             n.op_type in _GATHERS and len(n.input) > 1 and n.input[1] in after for n in following
         )
-        return gathers and not any(_sums(n) for n in following if n is not node)
+        return gathers and not any(sums_over_channels(n) for n in following if n is not node)
 
     def floats_before(self, after: Collection[str], outputs: Iterable[str]) -> list[str]:
         """Return what tensors in `after`, as far as outputs need them, read from the rest."""
@@ -182,7 +182,7 @@ class _Choices(Dependencies):
                 continue
             for name in (self.reads[index] & self.learned) - seen:
                 seen.add(name)
-                if types.get(name) in _FLOATS[:3]:
+                if types.get(name) in FLOATS[:3]:
                     front.add(name)
                 else:
                     waiting.append(name)
@@ -191,7 +191,7 @@ class _Choices(Dependencies):
     def _select_floats(self, names: Iterable[str]) -> list[str]:
         """Return the floating-point tensors among others, in the order of their producers."""
         types = self._infer_types()
-        return self._in_order(n for n in names if types.get(n) in _FLOATS[:3])
+        return self._in_order(n for n in names if types.get(n) in FLOATS[:3])
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
         """Return tensors in the order of their producers."""

@@ -17,8 +17,8 @@ outputs. A figure that does not apply to an output is None:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,11 +26,13 @@ import numpy as np
 from onnxprune.data.dataset import samples_of
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.ir.compared import Compared, is_tensor, tensors_to_compare
+from onnxprune.ir.heads import BINARY, CLASSES, Head, find_heads, tensors_of
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import Decoder, MetricOptions, Outputs, plain
 from onnxprune.metrics.boxes import overlap
 from onnxprune.metrics.decoding import detections_of
+from onnxprune.metrics.head_divergence import HeadDivergence, HeadFigures, position_weights
 from onnxprune.metrics.output_sums import OutputFidelity, OutputSums
 
 SATURATED = 0.99  # mean maximum probability above which divergence at temperature 1 is near 0
@@ -63,6 +65,8 @@ class Fidelity:
         Number of boxes compared, of both models together; None without boxes.
     warnings
         Limits of the comparison, as sentences.
+    heads
+        Figures by tensor of what outputs are made of, where that is not the output itself.
     """
 
     outputs: Mapping[str, OutputFidelity]
@@ -71,14 +75,21 @@ class Fidelity:
     box_score: float | None = None
     warnings: tuple[str, ...] = ()
     boxes: int | None = None
+    heads: Mapping[str, HeadFigures] = field(default_factory=dict)
 
     @property
     def relative_error(self) -> float | None:
-        """Return that of the worst output; NaN if one is; None if only boxes are compared."""
+        """Return that of the worst output, or of the worst of its heads where it has some.
+
+        NaN if one is; None if only boxes are compared.
+        """
         if not self.outputs:
             return None
+        split = {head.output for head in self.heads.values()}
+        errors = [o.relative_error for n, o in self.outputs.items() if n not in split]
+        errors += [head.relative_error for head in self.heads.values()]
         # unlike max, np.max keeps NaN
-        return float(np.max([o.relative_error for o in self.outputs.values()]))
+        return float(np.max(errors))
 
     @property
     def agreement(self) -> float | None:
@@ -109,7 +120,7 @@ class Fidelity:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON; None for values that are not finite."""
-        values = {
+        values: dict[str, Any] = {
             "samples": self.samples,
             "relative_error": self.relative_error,
             "agreement": self.agreement,
@@ -118,6 +129,8 @@ class Fidelity:
             "warnings": self.warnings,
             "boxes": self.boxes,
         }
+        if self.heads:
+            values["heads"] = {n: asdict(h) for n, h in self.heads.items()}
         return {key: plain(value) for key, value in values.items()}
 
 
@@ -130,6 +143,8 @@ class Accumulator:
         See `fidelity`.
     compared
         Tensors to compare if they are others than the outputs; `update` needs their values too.
+    heads
+        Heads of outputs that have some; `update` needs their values too.
     """
 
     def __init__(
@@ -139,8 +154,11 @@ class Accumulator:
         class_axes: Mapping[str, int] | None = None,
         box_score: float = 0.25,
         compared: Compared | None = None,
+        heads: Sequence[Head] = (),
     ) -> None:
         self._compared = compared
+        self._heads = [HeadDivergence(head) for head in heads]
+        self._of_heads = frozenset(tensors_of(heads))
         self._left_out: dict[str, str] = {}  # tensor -> warning
         self._options = MetricOptions(decoder=decoder)
         self._axes = dict(class_axes or {})
@@ -173,7 +191,9 @@ class Accumulator:
                 f"{', '.join(original)}",
             )
         inner = self._compared.inner if self._compared else ()
-        outputs = [n for n in original if n not in inner]
+        own = self._compared.tensors if self._compared else ()
+        hidden = (self._of_heads - set(own)).union(inner)
+        outputs = [n for n in original if n not in hidden]
         # rows of such outputs are no samples
         if self._compared and feeds:
             self._samples += samples_of(feeds)
@@ -182,6 +202,7 @@ class Accumulator:
         models = [{n: values[n] for n in outputs} for values in (original, pruned)]
         if self._update_boxes(models[0], models[1], feeds or {}):
             return
+        self._update_heads(original, pruned)
         for name in self._compared.tensors if self._compared else outputs:
             if name in self._left_out:
                 continue
@@ -205,6 +226,20 @@ class Accumulator:
                 self._sums[name] = OutputSums(name, a, self._axes.get(name))
             self._sums[name].update(np.atleast_1d(a), np.atleast_1d(b))
 
+    def _update_heads(self, original: Outputs, pruned: Outputs) -> None:
+        """Add a batch to the heads; one whose shape differs is left out."""
+        for divergence in list(self._heads):
+            name = divergence.head.tensor
+            a, b = np.asarray(original[name]), np.asarray(pruned[name])
+            if a.shape != b.shape:
+                self._heads.remove(divergence)
+                self._left_out[name] = (
+                    f"head {name!r} is left out of the comparison: {a.shape} in the original, "
+                    f"{b.shape} in the pruned model"
+                )
+                continue
+            divergence.update(a, b, position_weights(divergence.head, original))
+
     def result(self) -> Fidelity:
         """Return the figures so far; DataError if no batch was seen."""
         if not self._samples:
@@ -220,8 +255,9 @@ class Accumulator:
         if self._boxes is None or self._options.decoder is not None:
             missed = self._compared.warnings if self._compared else ()
             warnings = (*warnings, *missed, *self._left_out.values())
+        heads = {d.head.tensor: d.figures() for d in self._heads}
         if self._boxes is None:
-            return Fidelity(outputs, self._samples, warnings=warnings)
+            return Fidelity(outputs, self._samples, warnings=warnings, heads=heads)
         matched, total = self._boxes
         # without a box, a share of 1 would be no evidence
         agreement = 2 * matched / total if total else None
@@ -231,7 +267,8 @@ class Accumulator:
                 f"{self._box_score:g} or more on these inputs; use real images with --data",
                 *warnings,
             )
-        return Fidelity(outputs, self._samples, agreement, self._box_score, warnings, total)
+        figures = (agreement, self._box_score, warnings, total)
+        return Fidelity(outputs, self._samples, *figures, heads=heads)
 
     def _update_boxes(
         self, original: Outputs, pruned: Outputs, feeds: Mapping[str, np.ndarray]
@@ -298,18 +335,21 @@ def fidelity(
     if missing := [o for o in outputs if o not in present]:
         raise DataError("fidelity-output", f"the pruned model has no output {missing[0]!r}")
     compared = _present_in(pruned, tensors_to_compare(original))
+    heads = _select_heads(pruned, find_heads(original, compared=compared), compared)
     names = None
-    if compared.warnings:
+    if compared.warnings or heads:
         # outputs too: they may be boxes, which are compared by overlap
         tensors = [o.name for o in original.proto.graph.output if is_tensor(o)]
-        names = [*(outputs if decoder is not None else tensors), *compared.inner]
+        own = outputs if decoder is not None else tensors
+        names = list(dict.fromkeys([*own, *compared.inner, *tensors_of(heads)]))
     first, second = (Session(m, names, threads=threads) for m in (original, pruned))
     _check_optimized(first, second)
     sums = Accumulator(
         decoder=decoder,
         class_axes=class_axes,
         box_score=box_score,
-        compared=compared if compared.warnings else None,
+        compared=compared if compared.warnings or heads else None,
+        heads=heads,
     )
     for feeds in data.batches(batch_size):
         sums.update(first.run(feeds), second.run(feeds), feeds)
@@ -324,6 +364,18 @@ def _check_optimized(original: Session, pruned: Session) -> None:
             "onnxruntime runs the original with its optimizations, but the pruned model only "
             "without: its optimizer rejects the pruned graph",
         )
+
+
+def _select_heads(pruned: Model, heads: Sequence[Head], compared: Compared) -> list[Head]:
+    """Return the heads that are not outputs themselves, of those whose tensors both models have."""
+    computed = {o for node in pruned.proto.graph.node for o in node.output}
+    missing = {h.output for h in heads if not computed.issuperset(tensors_of([h]))}
+    return [
+        head
+        for head in heads
+        if (head.tensor not in compared.tensors or head.kind in (BINARY, CLASSES) or head.score)
+        and head.output not in missing
+    ]
 
 
 def _present_in(pruned: Model, compared: Compared) -> Compared:

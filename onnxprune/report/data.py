@@ -118,7 +118,8 @@ class FidelitySummary(ReportRecord):
     """Comparison of the outputs with the original's on held-out inputs.
 
     See `onnxprune.metrics.fidelity.Fidelity`; `outputs` has the measures by output, `boxes` is the
-    number of boxes of both models, None if the outputs are no boxes.
+    number of boxes of both models, None if the outputs are no boxes; `heads` has by tensor the
+    measures of what outputs are made of.
     """
 
     samples: int | None = None
@@ -128,6 +129,7 @@ class FidelitySummary(ReportRecord):
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     boxes: int | None = omitted(None)
+    heads: Mapping[str, Mapping[str, Any]] | None = omitted(None)
 
 
 @dataclass(frozen=True, eq=False)

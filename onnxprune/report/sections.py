@@ -90,6 +90,10 @@ def metric_lines(report: Report) -> list[MetricLine]:
     return lines
 
 
+# what is compared in a head, see `onnxprune.ir.heads`
+_HEAD_KINDS = {"binary": "probabilities", "classes": "classes", "values": "values"}
+
+
 @dataclass(frozen=True)
 class OutputLine:
     """Fidelity of one output."""
@@ -101,12 +105,16 @@ class OutputLine:
 
 
 def output_lines(report: Report) -> list[OutputLine]:
-    """Return the fidelity of each output; none if there is only one."""
+    """Return the fidelity of each output and of its heads; none if there is only one."""
     lines = []
     for name, row in report.fidelity.outputs.items():
         agreements = (row.get("top1_agreement"), row.get("location_agreement"))
         agreement = next((a for a in agreements if a is not None), None)
         lines.append(OutputLine(name, row["relative_error"], agreement, row["max_abs"]))
+    for name, row in (report.fidelity.heads or {}).items():
+        kind = _HEAD_KINDS.get(row["kind"], row["kind"])
+        title = f"{row['output']}: {kind} {name}"
+        lines.append(OutputLine(title, row["relative_error"], None, None))
     return lines if len(lines) > 1 else []
 
 

@@ -170,8 +170,10 @@ def _grade_fidelity(report: Report) -> tuple[str, str]:
 
 
 def _find_largest(report: Report, figure: str) -> float | None:
-    """Return the largest of a figure of the outputs, None if no output has it."""
-    values: list[Any] = [row.get(figure) for row in report.fidelity.outputs.values()]
+    """Return the largest of a figure of the outputs and heads, None if none has it."""
+    fidelity = report.fidelity
+    rows = [*fidelity.outputs.values(), *(fidelity.heads or {}).values()]
+    values: list[Any] = [row.get(figure) for row in rows]
     return max((value for value in values if value is not None), default=None)
 
 

@@ -30,7 +30,7 @@ from onnxprune.allocators.base import widths
 from onnxprune.data.dataset import samples_of
 from onnxprune.errors import UsageError, plural
 from onnxprune.files import hash_key
-from onnxprune.ir.compared import Compared, tensors_to_compare
+from onnxprune.ir.heads import find_heads, tensors_of
 from onnxprune.ir.runtime import Session
 from onnxprune.search.base import (
     Kept,
@@ -386,8 +386,8 @@ class _Gate:
         data = self.search.gate("method pagcp")
         batches = list(data.batches(context.batch_size))
         model = context.analysis.model
-        compared = Compared(()) if self.settings.losses else tensors_to_compare(model)
-        names = list(compared.tensors) if compared.warnings else None
+        heads = () if self.settings.losses else find_heads(model)
+        names = tensors_of(heads) or None
         session = Session(model, names, threads=context.threads)
         expected = [session.run(b) for b in batches]
         self.of: Losses
@@ -396,7 +396,7 @@ class _Gate:
             samples = np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1])
             self.of = OwnLosses(self.settings.losses, samples)
         else:
-            self.of = HeadLosses(expected)
+            self.of = HeadLosses(expected, heads)
         changed = Refitted.of(context) if self.settings.refit else None
         self.suffix = Suffix(context.analysis, batches, self.of, context.threads, changed, names)
         self.start = summed(self.of, expected)

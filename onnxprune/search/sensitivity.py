@@ -21,7 +21,7 @@ from onnxprune.data.dataset import Data
 from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import UsageError
 from onnxprune.files import hash_key
-from onnxprune.ir.compared import tensors_to_compare
+from onnxprune.ir.heads import find_heads, tensors_of
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics import find_metric
@@ -223,13 +223,15 @@ class SensitivityBench:
         self.analysis = analysis or _analyze(sweep)
         # in memory, because every job runs the same batches
         self.batches = list(sweep.gate.batches(sweep.batch_size))
-        compared = tensors_to_compare(self.analysis.model, shapes=self.analysis.shapes)
-        # inner tensors only where the outputs themselves cannot be compared
-        names = list(compared.tensors) if compared.warnings else None
+        heads = find_heads(self.analysis.model, shapes=self.analysis.shapes)
+        outputs = {output.name for output in self.analysis.model.proto.graph.output}
+        # inner tensors only where the outputs themselves are no heads
+        inner = any(name not in outputs for name in tensors_of(heads))
+        names = tensors_of(heads) if inner else None
         self.compared = names
         session = Session(reference or self.analysis.model, names, threads=sweep.threads)
         expected = [session.run(b) for b in self.batches]
-        self.losses = HeadLosses(expected)
+        self.losses = HeadLosses(expected, heads)
         self.start = summed(self.losses, expected)
         self.suffix = Suffix(
             self.analysis, self.batches, self.losses, sweep.threads, changed, names

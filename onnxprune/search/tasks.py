@@ -1,9 +1,9 @@
-"""Losses by task: label-free, one per output head, or functions of the user.
+"""Losses by task: label-free, one per head, or functions of the user.
 
 A head with class scores has the cross-entropy against the dense model's own probabilities, at a
 temperature at which that model is not saturated; uncut, it equals the dense model's entropy. Any
-other head has 1 + its squared error over the scale of the dense model's values. Both are positive
-for the uncut model, so that a relative loss is defined.
+other head has 1 + its divergence (see `HeadDivergence`). Both are positive for the uncut model, so
+that a relative loss is defined.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxprune.errors import UsageError
+from onnxprune.ir.heads import Head
 from onnxprune.metrics.base import find_function
+from onnxprune.metrics.head_divergence import (
+    HeadDivergence,
+    are_scores,
+    errors_of,
+    position_weights,
+)
 from onnxprune.metrics.tempered import (
     MEAN_MAXIMUM,
     TEMPERATURES,
@@ -22,7 +29,6 @@ from onnxprune.metrics.tempered import (
     are_probabilities,
     log_softmax,
 )
-from onnxprune.statistics.scale import ScaleStatistics
 
 Outputs = Mapping[str, np.ndarray]
 UserLosses = Callable[[Outputs, np.ndarray], Mapping[str, Any]]
@@ -51,12 +57,19 @@ def summed(losses: Losses, outputs: Sequence[Outputs]) -> dict[str, float]:
 
 
 class HeadLosses:
-    """A label-free loss for each float output.
+    """A label-free loss for each head.
 
     Parameters
     ----------
     expected
-        Outputs of the dense model, per batch.
+        Values of the dense model per batch: those of all heads and of what weights their positions.
+    heads
+        What is compared, and how; None = each float tensor of `expected` on its own.
+
+    Attributes
+    ----------
+    heads
+        Heads by tensor.
 
     Raises
     ------
@@ -64,38 +77,41 @@ class HeadLosses:
         The model has no float output.
     """
 
-    def __init__(self, expected: Sequence[Outputs]) -> None:
+    def __init__(self, expected: Sequence[Outputs], heads: Sequence[Head] | None = None) -> None:
         self.expected = expected
+        if heads is None:
+            heads = [Head(name, output=name) for name in expected[0]]
         # integer outputs, such as indices, have no distance
-        self.heads = [n for n, v in expected[0].items() if v.dtype.kind == "f"]
+        self.heads = {h.tensor: h for h in heads if expected[0][h.tensor].dtype.kind == "f"}
         if not self.heads:
             raise UsageError(
                 "tasks-none",
                 "the model has no float output to measure; give --losses module:function",
             )
         self.temperature: dict[str, float] = {}
-        self.scale: dict[str, float] = {}
+        self.variation: dict[str, float] = {}
         self.rows: dict[str, int] = {}
-        for name in self.heads:
+        for name, head in self.heads.items():
             values = [np.asarray(e[name], np.float64) for e in expected]
             # a scalar output counts as one row
             self.rows[name] = sum(len(np.atleast_1d(v)) for v in values)
             # one row of class scores per sample: compared as probabilities
-            if values[0].ndim == 2 and values[0].shape[1] > 1:
+            if are_scores(head, values[0]):
                 self.temperature[name] = _choose_temperature(
-                    _convert_to_logits(np.concatenate(values))
+                    _convert_to_logits(_arrange(np.concatenate(values)))
                 )
                 continue
-            scale = ScaleStatistics()
-            for batch in values:
-                scale.add(batch)
-            self.scale[name] = scale.total
+            divergence = HeadDivergence(head)
+            for batch in expected:
+                divergence.describe(batch)
+            self.variation[name] = divergence.variation
 
     def batch(self, number: int, outputs: Outputs) -> Mapping[str, float]:
         """Return the share of batch `number` in the loss of each head."""
         shares = {}
-        for name in self.heads:
-            a = np.atleast_1d(np.asarray(self.expected[number][name], np.float64))
+        reference = self.expected[number]
+        for name, head in self.heads.items():
+            a = np.atleast_1d(np.asarray(reference[name], np.float64))
             b = np.atleast_1d(np.asarray(outputs[name], np.float64))
             if a.shape != b.shape:
                 raise UsageError(
@@ -104,18 +120,22 @@ class HeadLosses:
                     "module:function",
                 )
             if name in self.temperature:
-                p, q = (log_softmax(_convert_to_logits(v) / self.temperature[name]) for v in (a, b))
+                p, q = (self._log(name, v) for v in (a, b))
                 shares[name] = float(-(np.exp(p) * q).sum()) / self.rows[name]
             else:
+                error = errors_of(head, a, b, position_weights(head, reference))
                 # the constant 1 is spread over the samples
-                error = float(np.square(b - a).sum()) / self.scale[name]
-                shares[name] = len(a) / self.rows[name] + error
+                shares[name] = len(a) / self.rows[name] + float(error.sum()) / self.variation[name]
         return shares
+
+    def _log(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return the logarithm of the probabilities of a head's classes."""
+        return log_softmax(_convert_to_logits(_arrange(values)) / self.temperature[name])
 
     def least(self, number: int) -> Mapping[str, float]:
         """Return the dense model's own share.
 
-        Its entropy is the least cross-entropy, and a squared error is not below 0.
+        Its entropy is the least cross-entropy, and an error is not below 0.
         """
         return self.batch(number, self.expected[number])
 
@@ -160,6 +180,11 @@ class OwnLosses:
     def least(self, number: int) -> Mapping[str, float]:
         """Return no bounds: those of a user's function are unknown."""
         return {}
+
+
+def _arrange(values: np.ndarray) -> np.ndarray:
+    """Return class scores as (samples, classes)."""
+    return values.reshape(len(values), -1)
 
 
 def _convert_to_logits(values: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Mask
-from onnxprune.autodiff import LABELS, VECTOR, Loss
-from onnxprune.autodiff.losses import Feed, feeds_of, start_tensor
+from onnxprune.autodiff import BINARY, LABELS, VECTOR, Loss
+from onnxprune.autodiff.losses import BACKGROUND, Feed, feeds_of, start_tensor
 from onnxprune.data.dataset import Data
 from onnxprune.ir.edit import replace_nodes
 from onnxprune.ir.io import Model
@@ -61,7 +61,8 @@ def ablate(
     masks, unmaskable = _select_masks(analysis, requested)
     starts = [start_tensor(analysis.model, loss) for loss in losses]
     # one session for all channels: a mask is a graph input, so only feeds change
-    model = with_outputs(_insert_masks(analysis, masks), list(dict.fromkeys(starts)))
+    scores = [loss.weight[0] for loss in losses if loss.weight]
+    model = with_outputs(_insert_masks(analysis, masks), list(dict.fromkeys([*starts, *scores])))
     session = Session(model, threads=threads, arena=True)
     # a named bit generator: the default of numpy may change
     generator = np.random.Generator(np.random.PCG64(seed))
@@ -113,10 +114,15 @@ def _measure_changes(
             _draw_target(loss, dense[start], generator, batch_labels)
             for loss, start in zip(losses, starts, strict=True)
         ]
-        loss_before = _sum_losses(losses, starts, dense, targets)
+        factors = [
+            _weigh_positions(loss, dense, dense[start])
+            for loss, start in zip(losses, starts, strict=True)
+        ]
+        loss_before = _sum_losses(losses, starts, dense, targets, factors)
         for cause, mask_feeds in feeds_of_cause.items():
             masked = session.run({**feeds, **unmasked, **mask_feeds})
-            changes[cause].append(loss_before - _sum_losses(losses, starts, masked, targets))
+            after = _sum_losses(losses, starts, masked, targets, factors)
+            changes[cause].append(loss_before - after)
         begin += count
     return changes
 
@@ -206,8 +212,26 @@ def _draw_target(
     noise = Feed(loss, head.shape, TensorProto.FLOAT).draw(generator)
     if loss.kind == VECTOR:
         return noise
+    if loss.kind == BINARY:
+        return (noise < head) if loss.probabilities else (head + noise > 0)
     # Gumbel-max: the argmax of logits plus Gumbel noise is a draw from their softmax
     return (head + noise).argmax(axis, keepdims=True)
+
+
+def _weigh_positions(
+    loss: Loss, dense: Mapping[str, np.ndarray], head: np.ndarray
+) -> np.ndarray | float:
+    """Return the factor at each position of a head, as in the gradient graph."""
+    if loss.weight is None:
+        return 1.0
+    name, axis, probabilities = loss.weight
+    score = dense[name].astype(np.float64)
+    p = score if probabilities else 0.5 + 0.5 * np.tanh(0.5 * score)
+    most = p.max(axis % score.ndim, keepdims=True)
+    fits = most.ndim == head.ndim and all(
+        m in (1, n) for m, n in zip(most.shape, head.shape, strict=True)
+    )
+    return np.asarray(np.sqrt(most + BACKGROUND)) if fits else 1.0
 
 
 def _sum_losses(
@@ -215,24 +239,41 @@ def _sum_losses(
     starts: Sequence[str],
     values: Mapping[str, np.ndarray],
     targets: Sequence[np.ndarray],
+    factors: Sequence[np.ndarray | float],
 ) -> np.ndarray:
     """Return the (samples,) sum of the losses."""
     terms = [
-        _compute_loss(loss, values[start], target)
-        for loss, start, target in zip(losses, starts, targets, strict=True)
+        _compute_loss(loss, values[start], target, factor)
+        for loss, start, target, factor in zip(losses, starts, targets, factors, strict=True)
     ]
     return np.sum(terms, axis=0)
 
 
-def _compute_loss(loss: Loss, head: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _compute_loss(
+    loss: Loss, head: np.ndarray, target: np.ndarray, factor: np.ndarray | float
+) -> np.ndarray:
     """Return the (samples,) float64 loss of one head."""
     values = head.astype(np.float64)
     if loss.kind == VECTOR:
-        return np.asarray((values * target).reshape(len(values), -1).sum(1))
+        return np.asarray((values * target * factor).reshape(len(values), -1).sum(1))
+    if loss.kind == BINARY:
+        return _compute_binary_loss(loss, values, target, factor)
     axis = loss.axis % head.ndim
     # exponentials must not overflow
     shifted = values - values.max(axis, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
     # negative labels are ignored: they index class 0 and are multiplied by 0
-    picked = np.take_along_axis(logs, np.maximum(target, 0), axis) * (target >= 0)
-    return np.asarray(-picked.reshape(len(values), -1).mean(1))
+    picked = np.take_along_axis(logs, np.maximum(target, 0), axis) * (target >= 0) * factor
+    rows = -picked.reshape(len(values), -1)
+    return np.asarray(rows.mean(1) if loss.scale is None else loss.scale * rows.sum(1))
+
+
+def _compute_binary_loss(
+    loss: Loss, values: np.ndarray, target: np.ndarray, factor: np.ndarray | float
+) -> np.ndarray:
+    """Return the (samples,) sum of binary cross-entropies."""
+    if loss.probabilities:
+        p = np.clip(values, 1e-7, 1 - 1e-7)
+        values = np.log(p) - np.log1p(-p)
+    terms = (np.logaddexp(0.0, values) - target * values) * factor * (loss.scale or 1.0)
+    return np.asarray(terms.reshape(len(values), -1).sum(1))

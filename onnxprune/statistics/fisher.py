@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from onnxprune.autodiff import MOMENTS, Gradient, Loss, Place, feeds_of, gradien
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.errors import ModelError
 from onnxprune.ir.runtime import Session
-from onnxprune.statistics.gradients import default_losses
+from onnxprune.statistics.gradients import comparable, default_losses
 
 # Number of samples: as many as MAX_MACS of forward passes allow, but at least MIN_SAMPLES.
 MAX_MACS = 3e10
@@ -67,8 +67,15 @@ def output_fisher(
         Tensor name -> Fisher information. None if the gradient of any tensor is missing, zero or
         not finite, since a partial result could not be compared across layers.
     """
+    enough = max(MIN_SAMPLES, int(MAX_MACS / max(analysis.cost().macs, 1)))
     try:
-        losses = default_losses(analysis.model)
+        losses = comparable(
+            default_losses(analysis.model),
+            analysis.model,
+            _take_first(data, enough),
+            batch_size=batch_size,
+            threads=threads,
+        )
     except ModelError:
         return None
     places = [Place(name, axis, form=MOMENTS) for name, axis in tensors]
@@ -78,13 +85,19 @@ def output_fisher(
     # as many samples at once as fit into ACTIVATION_BYTES
     batch = ACTIVATION_BYTES // max(analysis.cost().activation_bytes, 1)
     batch = int(np.clip(batch, 1, min(batch_size, MAX_BATCH)))
-    enough = max(MIN_SAMPLES, int(MAX_MACS / max(analysis.cost().macs, 1)))
     for feeds in data.batches(batch):
         if not accumulator.add(feeds):
             return None
         if accumulator.samples >= enough:
             break
     return accumulator.result()
+
+
+def _take_first(data: Data, samples: int) -> Data:
+    """Return the first samples, as many as fill complete batches of a fixed size."""
+    batch = data.inputs.batch or 1
+    count = min(-(-samples // batch) * batch, len(data.chosen))
+    return replace(data, chosen=data.chosen[:count])
 
 
 @dataclass

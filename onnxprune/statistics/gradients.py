@@ -5,6 +5,7 @@ The mask gradient of a channel is the derivative of a loss by a factor on all co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,7 @@ from onnx import TensorProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.autodiff import (
+    BINARY,
     DRAWN,
     VECTOR,
     Blocked,
@@ -25,12 +27,15 @@ from onnxprune.autodiff import (
 from onnxprune.autodiff.losses import start_tensor
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.errors import DataError, ModelError
-from onnxprune.ir.compared import tensors_to_compare
+from onnxprune.ir.heads import BINARY as BINARY_HEAD
+from onnxprune.ir.heads import CLASSES, Head, find_heads, tensors_of
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import label
 from onnxprune.ir.runtime import Session
-from onnxprune.statistics.scale import ScaleStatistics
+from onnxprune.ir.shapes import Shapes
+from onnxprune.ir.values import Dim
+from onnxprune.metrics.head_divergence import HeadDivergence
 
 # Relative L2 error below which the gradients of one sample, alone and in a batch, are equal. Float
 # noise and inputs on a kink of a Relu stay far below; rows of a different sample are far above.
@@ -59,12 +64,11 @@ class MaskGradients:
 
 
 def default_losses(model: Model) -> tuple[Loss, ...]:
-    """Return one label-free loss per float output.
+    """Return one label-free loss per head.
 
-    Labels are drawn from the model if the output has classes: its shape is (samples, classes) up to
-    trailing axes of length 1, or a Softmax along axis 1 produces it. Any other float output is
-    multiplied by a vector of random signs. Outputs whose rows the data choose are replaced by the
-    tensors in front of the choice.
+    Labels are drawn from the model if the head has classes: it is the logits of a Softmax, or its
+    shape is (samples, classes) up to trailing axes of length 1. Of a Sigmoid they are drawn value
+    by value. Any other head is multiplied by a vector of random signs.
 
     Raises
     ------
@@ -72,44 +76,78 @@ def default_losses(model: Model) -> tuple[Loss, ...]:
         The model has no float output.
     """
     shapes, losses = infer(model), []
-    for name in tensors_to_compare(model, shapes=shapes).tensors:
-        shape = shapes.shape(name)
-        if shapes.dtype(name) not in _FLOATS or shape is None:
+    for head in find_heads(model, shapes=shapes):
+        shape = shapes.shape(head.tensor)
+        if shapes.dtype(head.tensor) not in _FLOATS or shape is None:
             continue
-        drawn = Loss(DRAWN, name)
-        # a single class leaves nothing to draw
-        flat = len(shape) >= 2 and shape[1] != 1 and all(n == 1 for n in shape[2:])
-        has_classes = flat or start_tensor(model, drawn, shapes) != name
-        losses.append(drawn if has_classes else Loss(VECTOR, name))
+        losses.append(_choose_loss(model, head, shape, shapes))
     if not losses:
         raise ModelError("head-unknown", "the model has no float output to differentiate")
     return tuple(losses)
 
 
+def _choose_loss(model: Model, head: Head, shape: Sequence[Dim], shapes: Shapes) -> Loss:
+    """Return the loss of one head."""
+    score = head.score
+    weight = (score.tensor, score.axis, score.probabilities) if score else None
+    if head.kind == BINARY_HEAD:
+        return Loss(BINARY, head.tensor, probabilities=head.probabilities, weight=weight)
+    if head.kind == CLASSES:
+        return Loss(DRAWN, head.tensor, head.axis, weight=weight)
+    drawn = Loss(DRAWN, head.tensor)
+    # a single class leaves nothing to draw
+    flat = len(shape) >= 2 and shape[1] != 1 and all(n == 1 for n in shape[2:])
+    # a softmax in front of what is no head of several
+    if flat or start_tensor(model, drawn, shapes) != head.tensor:
+        return drawn
+    return Loss(VECTOR, head.tensor, weight=weight)
+
+
 def comparable(
     losses: Sequence[Loss], model: Model, data: Data, *, batch_size: int = 16, threads: int = 1
 ) -> tuple[Loss, ...]:
-    """Scale the losses of heads without classes by 1 / (standard deviation of the head's output).
+    """Scale the losses so that each head counts as its divergence does.
 
-    A head with large values would otherwise dominate the sum of the losses.
+    A head with large values or many positions would otherwise dominate the sum of the losses.
 
     Notes
     -----
-    Cost: one forward pass over the data; none if there is only one loss or every head has classes.
+    Cost: one forward pass over the data; none if there is only one loss, or all are of one row of
+    classes per sample.
     """
-    heads = [loss.head for loss in losses if loss.kind == VECTOR]
-    if not heads or len(losses) == 1:
-        return tuple(losses)
-    statistics = {head: ScaleStatistics() for head in heads}
-    session = Session(model, heads, threads=threads)
-    for feeds in data.batches(batch_size):
-        for head, values in session.run(feeds).items():
-            # streamed, since outputs of all batches may not fit into memory
-            statistics[head].add(values)
-    return tuple(
-        replace(loss, scale=statistics[loss.head].scale) if loss.head in statistics else loss
+    heads = {head.tensor: head for head in find_heads(model)}
+    parts = {
+        loss: heads.get(loss.head, Head(loss.head, output=loss.head))
         for loss in losses
-    )
+        if loss.kind != DRAWN or loss.weight is not None or _is_map(heads.get(loss.head))
+    }
+    if not parts or (len(losses) == 1 and losses[0].weight is None):
+        return tuple(losses)
+    measured = {loss: HeadDivergence(head) for loss, head in parts.items()}
+    session = Session(model, tensors_of(parts.values()), threads=threads)
+    samples = 0
+    for feeds in data.batches(batch_size):
+        values = session.run(feeds)
+        samples += samples_of(feeds)
+        # streamed, since outputs of all batches may not fit into memory
+        for divergence in measured.values():
+            divergence.describe(values)
+    scales = {loss: _to_scale(loss, d.variation / max(samples, 1)) for loss, d in measured.items()}
+    return tuple(replace(loss, scale=scales.get(loss, loss.scale)) for loss in losses)
+
+
+def _is_map(head: Head | None) -> bool:
+    """Return True for a head with a distribution per position."""
+    return head is not None and head.kind == CLASSES
+
+
+def _to_scale(loss: Loss, variation: float) -> float:
+    """Return the factor at which losses count as divergences do.
+
+    Half of the squared change of a loss with drawn labels is its divergence; the error of other
+    values is not halved.
+    """
+    return math.sqrt((1.0 if loss.kind == VECTOR else 0.5) / variation)
 
 
 def mask_gradients(

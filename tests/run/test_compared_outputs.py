@@ -10,6 +10,7 @@ from graph_text import net
 from onnx import ModelProto
 
 from onnxprune.ir.compared import Compared, tensors_to_compare
+from onnxprune.ir.heads import find_heads
 from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
 from onnxprune.run.pipeline import optimize
@@ -91,7 +92,9 @@ def test_tensors_in_front_replace_outputs(kind: str, tensors: tuple[str, ...]) -
     model = load({**ROWS, **OTHERS}[kind])
     compared = tensors_to_compare(model)
     assert set(tensors) <= set(compared.tensors)
-    assert {loss.head for loss in default_losses(model)} <= set(compared.tensors)
+    heads = find_heads(model)
+    assert {loss.head for loss in default_losses(model)} <= {head.tensor for head in heads}
+    assert {head.output for head in heads} <= set(compared.tensors)
     feeds = {"x": np.random.default_rng(1).standard_normal((4, 3, 9, 9)).astype(np.float32)}
     values = Session(model, list(compared.tensors)).run(feeds)
     assert HeadLosses([values]).batch(0, values)

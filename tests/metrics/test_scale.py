@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.statistics.scale import MIN_TOTAL, ScaleStatistics
+from onnxprune.metrics.scale import MIN_TOTAL, ScaleStatistics
 
 
 def statistics_of(*batches: np.ndarray) -> ScaleStatistics:
