@@ -56,8 +56,9 @@ def spell_part(length: int, positions: np.ndarray, channels: np.ndarray, op: str
     Returns
     -------
     part
-        "/16:32" for a range of positions; "/dims" where the channels repeat along the axis, as
-        those of each head do, or "/positions" in each group of a convolution.
+        "/16:32" for a range of positions. Where the channels repeat along the axis: "/blocks" if
+        each time they are several positions, as the heads of a projection of queries, keys and
+        values, else "/dims", as those of each head, or "/positions" in each group of a convolution.
 
     Examples
     --------
@@ -65,6 +66,8 @@ def spell_part(length: int, positions: np.ndarray, channels: np.ndarray, op: str
     ''
     >>> spell_part(8, np.arange(8), np.arange(8) % 4, "MatMul")
     '/dims'
+    >>> spell_part(8, np.arange(8), np.arange(8) // 2 % 2, "MatMul")
+    '/blocks'
     >>> spell_part(8, np.arange(4, 8), np.arange(4), "Conv")
     '/4:8'
     """
@@ -72,10 +75,12 @@ def spell_part(length: int, positions: np.ndarray, channels: np.ndarray, op: str
     owners = channels[first]
     start, end = int(positions[0]), int(positions[-1]) + 1
     part = "" if (start, end) == (0, length) else f"/{start}:{end}"
-    # of entire groups or heads, neighboring positions have one channel
-    repeats = len(np.unique(owners)) < len(owners) and owners[0] != owners[1]
-    if not repeats or op in _RECURRENT:
+    runs = 1 + int((np.diff(owners) != 0).sum())
+    # without repetition, each channel is one run: a position, or an entire head or group
+    if runs == len(np.unique(owners)) or op in _RECURRENT:
         return part
+    if runs < len(owners):
+        return f"{part}/blocks"
     return f"{part}/positions" if "Conv" in op else f"{part}/dims"
 
 

@@ -84,7 +84,7 @@ def test_names_say_which_part_of_an_axis_a_group_is(model: Model) -> None:
     names = {g.name: g.size for g in analyze(model).groups}
     # heads; dimensions of queries and keys, and of values; the gated MLP; groups, positions in them
     assert names == {
-        **{"qkv": 2, "qkv/0:16/dims": 4, "qkv/16:24/dims": 4, "g/dims": 16},
+        **{"qkv/blocks": 2, "qkv/0:16/dims": 4, "qkv/16:24/dims": 4, "g/dims": 16},
         **{"c": 4, "c/positions": 2, "b/positions": 2},
     }
 
