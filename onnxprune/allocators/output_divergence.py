@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from onnx import NodeProto
@@ -12,6 +14,7 @@ from onnxprune.ir.compared import may_choose_rows
 from onnxprune.ir.extract import extract
 from onnxprune.ir.heads import Head, find_heads, tensors_of
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import ModelView
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.shapes import Shapes
 from onnxprune.metrics.head_divergence import HeadDivergence, position_weights
@@ -43,7 +46,8 @@ def divergence_after(
     float
         Sum of the heads' divergences. Outputs that are no floats count as equal.
     """
-    heads = _list_heads_after(run)
+    known = _KNOWN.setdefault(run, _Known())
+    heads = known.list_heads(run)
     # all heads precede the position, where both networks are equal
     if not heads:
         return 0.0
@@ -51,12 +55,67 @@ def divergence_after(
     session = Session(
         extract(model, run.shapes, nodes, set(run.state[0]), outputs), threads=run.threads
     )
-    divergences = [HeadDivergence(head) for head in heads]
-    for state, reference in zip(run.state[::every], expected[::every], strict=True):
+    part = expected[::every]
+    divergences = [
+        HeadDivergence(head, known.find_variation(head, expected) * len(part) / len(expected))
+        for head in heads
+    ]
+    for state, reference in zip(run.state[::every], part, strict=True):
         actual = session.run({n: state[n] for n in session.inputs})
         for divergence in divergences:
             _update(divergence, reference, actual[divergence.head.tensor])
     return sum(d.result() for d in divergences)
+
+
+class _Known:
+    """What all measurements of a run share.
+
+    Attributes
+    ----------
+    starts
+        Positions after which other nodes may choose rows; see `_starts`.
+    heads
+        Heads by number of these positions that are passed.
+    variations
+        Variation of the original by tensor.
+    """
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.heads: dict[int, tuple[Head, ...]] = {}
+        self.variations: dict[str, float] = {}
+
+    def list_heads(self, run: SegmentedRun) -> list[Head]:
+        """Return the heads to compare after a run's position.
+
+        A tensor inside the network that is produced before the position is equal in both networks.
+        """
+        self.starts = self.starts or _starts(run.model)
+        passed = bisect_right(self.starts, run.at)
+        if passed not in self.heads:
+            self.heads[passed] = find_heads(run.model, self.starts[passed - 1], run.shapes)
+        outputs = {o.name for o in run.model.proto.graph.output}
+        return [
+            head
+            for head in self.heads[passed]
+            if head.tensor in outputs or run.place(head.tensor) >= run.at
+        ]
+
+    def find_variation(self, head: Head, expected: Sequence[Mapping[str, np.ndarray]]) -> float:
+        """Return the variation of a head in the original; 0 for others than floats."""
+        if head.tensor not in self.variations:
+            divergence = HeadDivergence(head)
+            if expected[0][head.tensor].dtype.kind == "f":
+                for reference in expected:
+                    divergence.describe(reference)
+                self.variations[head.tensor] = divergence.variation
+            else:
+                self.variations[head.tensor] = 0.0
+        return self.variations[head.tensor]
+
+
+# per run, as long as it is used
+_KNOWN: WeakKeyDictionary[SegmentedRun, _Known] = WeakKeyDictionary()
 
 
 def _update(
@@ -91,17 +150,7 @@ def original_values(
     return [session.run(b) for b in batches]
 
 
-def _starts(model: Model) -> list[int]:
+def _starts(model: ModelView) -> list[int]:
     """Return 0 and the position after each node that may choose rows."""
     rows = [i + 1 for i, n in enumerate(model.proto.graph.node) if may_choose_rows(n)]
     return [0, *rows]
-
-
-def _list_heads_after(run: SegmentedRun) -> list[Head]:
-    """Return the heads to compare after a run's position.
-
-    A tensor inside the network that is produced before the position is equal in both networks.
-    """
-    outputs = {o.name for o in run.model.proto.graph.output}
-    heads = find_heads(run.model, run.at, run.shapes)
-    return [h for h in heads if h.tensor in outputs or run.place(h.tensor) >= run.at]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,50 +9,32 @@ from onnx import NodeProto
 
 from onnxprune.ir.compared import sums_over_channels
 from onnxprune.ir.dependencies import SIZES, Dependencies
+from onnxprune.ir.head_parts import (
+    BINARY,
+    CLASSES,
+    SCORES,
+    VALUES,
+    Found,
+    Head,
+    Part,
+    find_axis,
+    guess_axis,
+    has_one_row,
+    merge,
+)
 from onnxprune.ir.model import ModelView
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
 from onnxprune.ir.shapes import Shapes
-from onnxprune.ir.values import Dim
 
-# How a head is compared: by its error relative to its variance, as independent probabilities, as
-# one distribution per position, or as class scores of a sample at a temperature
-VALUES, BINARY, CLASSES, SCORES = "values", "binary", "classes", "scores"
 _UNARY = frozenset("Identity Cast Dropout".split())
 _RESHAPES = frozenset("Reshape Flatten Squeeze Unsqueeze".split())
 _ARITHMETIC = frozenset("Add Sub Mul Div Pow Exp Neg Sqrt".split())
+WALKED = frozenset("Transpose Concat Split Slice Gather Sigmoid Softmax LogSoftmax".split()).union(
+    _UNARY, _RESHAPES, _ARITHMETIC
+)
 _COERCED_BEFORE = 13  # Softmax of older opsets flattens all axes from its own on
 
-Part = tuple[int, int, int]  # axis, start, stop
-Dims = tuple[Dim, ...]
-
-
-@dataclass(frozen=True)
-class Head:
-    """A tensor that is compared, and how.
-
-    Attributes
-    ----------
-    tensor
-        Name.
-    kind
-        `VALUES`, `BINARY`, `CLASSES` or `SCORES`.
-    axis
-        Axis of the channels or classes.
-    probabilities
-        True if the values of `BINARY` or `CLASSES` are probabilities, not logits.
-    output
-        Output that it reaches.
-    score
-        Head whose probabilities say where something is detected; positions of this head are
-        weighted by them. None = all positions count alike.
-    """
-
-    tensor: str
-    kind: str = VALUES
-    axis: int = 1
-    probabilities: bool = False
-    output: str = ""
-    score: Head | None = None
+MOST_VISITS, MOST_DEPTH = 20_000, 150  # of nodes per output, and between an output and a head
 
 
 @dataclass(frozen=True)
@@ -79,22 +60,6 @@ class _State:
     selected: Head | None = None
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A head, the tensor at which the walk ended, and the part of it that the head is."""
-
-    head: Head
-    source: str
-    part: Part | None
-
-
-def has_one_row(shape: Dims | None) -> bool:
-    """Return True for (samples, classes), up to trailing axes of length 1."""
-    if shape is None or len(shape) < 2 or shape[1] == 1:
-        return False
-    return all(length == 1 for length in shape[2:])
-
-
 class Walk(Dependencies):
     """Walk from outputs back to heads."""
 
@@ -104,7 +69,8 @@ class Walk(Dependencies):
         sums = {o for n in self.nodes if sums_over_channels(n) for o in n.output if o}
         # values that pruning can change; others are grids, anchors and other constants
         self.learned = self.descendants(sums, SIZES)
-        self._steps: dict[str, Callable[[NodeProto, str, _State], list[_Found]]] = {
+        self._visited = self._depth = 0
+        self._steps: dict[str, Callable[[NodeProto, str, _State], list[Found]]] = {
             "Transpose": self._transpose,
             "Concat": self._concat,
             "Split": self._split,
@@ -120,9 +86,13 @@ class Walk(Dependencies):
 
     def heads(self, output: str) -> list[Head]:
         """Return the heads of a tensor."""
-        found = _merge(self.walk(output, _State()), self.shapes)
+        self._visited = 0
+        found = merge(self.walk(output, _State()), self.shapes)
         own = Head(output, output=output)
         shape = self.shapes.shape(output)
+        # given up: of a part of the walk, heads would be missing
+        if self._visited > MOST_VISITS:
+            return [own]
         plain = all(h.kind == VALUES for h in found)
         if has_one_row(shape) and (plain or [h.kind for h in found] == [CLASSES]):
             return [replace(own, kind=SCORES)]
@@ -131,46 +101,54 @@ class Walk(Dependencies):
             return [replace(own, axis=guess_axis(shape))]
         return [replace(head, output=output) for head in found]
 
-    def walk(self, name: str, state: _State) -> list[_Found]:
+    def walk(self, name: str, state: _State) -> list[Found]:
         """Return the heads that a tensor is computed from."""
         if name not in self.learned:
             return []
         node = self.nodes[self.producers[name]]
         step = self._steps.get(node.op_type)
-        if step is None or node.domain not in STANDARD_DOMAINS:
+        self._visited += 1
+        # a file may join a tensor with itself again and again
+        too_many = self._visited > MOST_VISITS or self._depth >= MOST_DEPTH
+        if step is None or node.domain not in STANDARD_DOMAINS or too_many:
             return self._end(name, state)
-        return step(node, name, state)
+        self._depth += 1
+        result = step(node, name, state)
+        self._depth -= 1
+        return result
 
-    def _end(self, name: str, state: _State) -> list[_Found]:
+    def _end(self, name: str, state: _State) -> list[Found]:
         """Return the head at which a walk ends."""
         if state.part is not None and state.selected is not None:
-            return [_Found(state.selected, name, state.part)]
+            return [Found(state.selected, name, state.part)]
         axis = state.axis
         if state.kind != CLASSES:
             node = self.nodes[self.producers[name]]
             shape = self.shapes.shape(name)
             axis = 1 if node.op_type.startswith("Conv") else guess_axis(shape)
-        return [_Found(Head(name, state.kind or VALUES, axis), name, None)]
+        return [Found(Head(name, state.kind or VALUES, axis), name, None)]
 
-    def _pass(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _pass(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Pass a node that keeps values and axes."""
         return self.walk(node.input[0], state)
 
-    def _transpose(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _transpose(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Pass a Transpose."""
         perm = attribute(node, "perm") or list(reversed(range(self._rank(name))))
+        if len(perm) != self._rank(name):
+            return self._end(name, state)
         return self._move(node.input[0], name, state, lambda axis: perm[axis])
 
-    def _reshape(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _reshape(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Pass a change of shape."""
         before, after = self.shapes.shape(node.input[0]), self.shapes.shape(name)
         if before is None or after is None:
             return self._end(name, state)
-        return self._move(node.input[0], name, state, lambda axis: _find_axis(before, after, axis))
+        return self._move(node.input[0], name, state, lambda axis: find_axis(before, after, axis))
 
     def _move(
         self, source: str, name: str, state: _State, place: Callable[[int], int | None]
-    ) -> list[_Found]:
+    ) -> list[Found]:
         """Walk on from the operand of a node that moves axes.
 
         Parameters
@@ -190,7 +168,7 @@ class Walk(Dependencies):
             state = replace(state, part=part)
         return self.walk(source, state)
 
-    def _concat(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _concat(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Walk on from the operands that reach the output."""
         axis = attribute(node, "axis", 1) % max(self._rank(name), 1)
         if state.part is not None and state.part[0] == -1:
@@ -200,7 +178,7 @@ class Walk(Dependencies):
             if state.kind == CLASSES and axis == state.axis:
                 return self._end(name, state)
             return [found for operand in node.input for found in self.walk(operand, state)]
-        result: list[_Found] = []
+        result: list[Found] = []
         position, (_, start, stop) = 0, state.part
         for operand in node.input:
             length = self._length(operand, axis)
@@ -219,7 +197,7 @@ class Walk(Dependencies):
             result += self.walk(operand, inner)
         return result
 
-    def _select(self, name: str, source: str, part: Part | None, state: _State) -> list[_Found]:
+    def _select(self, name: str, source: str, part: Part | None, state: _State) -> list[Found]:
         """Walk on from the operand of a node that selects a part of one axis.
 
         Parameters
@@ -242,7 +220,7 @@ class Walk(Dependencies):
         selected = Head(name, state.kind or VALUES, axis)
         return self.walk(source, replace(state, part=part or (-1, 0, 0), selected=selected))
 
-    def _split(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _split(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Walk on from the operand of a Split."""
         axis = attribute(node, "axis", 0) % max(self._rank(name), 1)
         lengths = [self._length(out, axis) for out in node.output if out]
@@ -253,7 +231,7 @@ class Walk(Dependencies):
         start = sum(length for length in before if length is not None)
         return self._select(name, node.input[0], (axis, start, start + own), state)
 
-    def _slice(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _slice(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Walk on from the operand of a Slice."""
         return self._select(name, node.input[0], self._range_of_slice(node, name), state)
 
@@ -271,7 +249,7 @@ class Walk(Dependencies):
             starts, ends = attribute(node, "starts", []), attribute(node, "ends", [])
             axes, steps = attribute(node, "axes", []), []
         axes = list(axes) or list(range(len(starts)))
-        if len(starts) != 1 or any(step != 1 for step in steps):
+        if len(starts) != 1 or len(ends) != 1 or any(step != 1 for step in steps):
             return None
         axis = int(axes[0]) % max(rank, 1)
         length = self._length(node.input[0], axis)
@@ -280,7 +258,7 @@ class Walk(Dependencies):
         start, stop, _ = slice(starts[0], ends[0]).indices(length)
         return axis, start, max(stop, start)
 
-    def _gather(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _gather(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Walk on from the operand of a Gather with constant indices."""
         indices = self.shapes.value(node.input[1])
         if indices is None and node.input[1] in self.model.weights:
@@ -301,7 +279,7 @@ class Walk(Dependencies):
 
     def _take_one(
         self, node: NodeProto, name: str, at: tuple[int, int], state: _State
-    ) -> list[_Found]:
+    ) -> list[Found]:
         """Walk on from the operand of a Gather of one index, which removes the axis."""
         axis, index = at
         if state.part is not None:
@@ -313,7 +291,7 @@ class Walk(Dependencies):
         part = (axis, index, index + 1)
         return self.walk(node.input[0], replace(state, part=part, selected=selected))
 
-    def _sigmoid(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _sigmoid(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Read probabilities in front of a Sigmoid; in the arithmetic of boxes it is a value."""
         if state.kind is not None:
             return self._end(name, state)
@@ -322,10 +300,10 @@ class Walk(Dependencies):
             selected = replace(selected, kind=BINARY, probabilities=True)
         return self.walk(node.input[0], replace(state, kind=BINARY, selected=selected))
 
-    def _softmax(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _softmax(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Read a distribution in front of a Softmax."""
         shape = self.shapes.shape(name)
-        if state.kind is not None or shape is None:
+        if state.kind is not None or not shape:
             return self._end(name, state)
         old = self.model.opset < _COERCED_BEFORE
         axis = attribute(node, "axis", 1 if old else -1) % len(shape)
@@ -343,7 +321,7 @@ class Walk(Dependencies):
             state = replace(state, selected=selected)
         return self.walk(node.input[0], state)
 
-    def _combine(self, node: NodeProto, name: str, state: _State) -> list[_Found]:
+    def _combine(self, node: NodeProto, name: str, state: _State) -> list[Found]:
         """Pass arithmetic with constants, and products and sums of the parts of one head."""
         operands = list(dict.fromkeys(i for i in node.input if i in self.learned))
         if state.kind in (BINARY, CLASSES) or self._is_bias(node, operands):
@@ -381,64 +359,3 @@ class Walk(Dependencies):
             return None
         length = shape[axis]
         return length if isinstance(length, int) else None
-
-
-def _merge(found: Sequence[_Found], shapes: Shapes) -> list[Head]:
-    """Return the heads, with those that are together all of a tensor as one."""
-    # several parts of one tensor, which mean the same
-    groups: dict[tuple[str, str], list[_Found]] = {}
-    for item in found:
-        groups.setdefault((item.source, item.head.kind), []).append(item)
-    heads: dict[str, Head] = {}
-    for (source, kind), items in groups.items():
-        parts = [item.part for item in items if item.part is not None]
-        whole = next((item.head for item in items if item.part is None), None)
-        if whole is not None:
-            heads.setdefault(source, whole)
-        elif kind == VALUES and _cover(parts, shapes.shape(source)):
-            heads.setdefault(source, Head(source, kind, parts[0][0]))
-        else:
-            for item in items:
-                heads.setdefault(item.head.tensor, item.head)
-    return list(heads.values())
-
-
-def _cover(parts: Sequence[Part], shape: Dims | None) -> bool:
-    """Return True if ranges of one axis are together all of it."""
-    axes = {axis for axis, _, _ in parts}
-    if len(axes) != 1 or shape is None or not 0 <= parts[0][0] < len(shape):
-        return False
-    length = shape[parts[0][0]]
-    positions = {i for _, start, stop in parts for i in range(start, stop)}
-    return isinstance(length, int) and len(positions) == length
-
-
-def guess_axis(shape: Dims | None) -> int:
-    """Return the axis of the channels of a tensor: the second of maps, else the shortest."""
-    if shape is None or len(shape) < 3:
-        return 1
-    if len(shape) == 4:
-        return 1
-    lengths = [(n if isinstance(n, int) else math.inf, -i) for i, n in enumerate(shape) if i]
-    return -min(lengths)[1]
-
-
-def _find_axis(before: Dims, after: Dims, axis: int) -> int | None:
-    """Return the axis of the first shape that a reshape keeps as `axis` of the second."""
-    for i, length in enumerate(before):
-        if length != after[axis] or length is None:
-            continue
-        leading = _equal_sizes(before[:i], after[:axis])
-        trailing = _equal_sizes(before[i + 1 :], after[axis + 1 :])
-        if leading or trailing:
-            return i
-    return None
-
-
-def _equal_sizes(first: Dims, second: Dims) -> bool:
-    """Return True if two lists of lengths surely have the same product."""
-    if None in first or None in second:
-        return False
-    symbols = [sorted(str(n) for n in dims if not isinstance(n, int)) for dims in (first, second)]
-    sizes = [math.prod(n for n in dims if isinstance(n, int)) for dims in (first, second)]
-    return symbols[0] == symbols[1] and sizes[0] == sizes[1]

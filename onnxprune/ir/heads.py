@@ -13,16 +13,8 @@ from dataclasses import replace
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.compared import FLOATS, Compared, tensors_to_compare
-from onnxprune.ir.head_walk import (
-    BINARY,
-    CLASSES,
-    SCORES,
-    VALUES,
-    Dims,
-    Head,
-    Walk,
-    has_one_row,
-)
+from onnxprune.ir.head_parts import BINARY, CLASSES, SCORES, VALUES, Dims, Head, has_one_row
+from onnxprune.ir.head_walk import WALKED, Walk
 from onnxprune.ir.inference import infer
 from onnxprune.ir.model import ModelView
 from onnxprune.ir.shapes import Shapes
@@ -35,6 +27,7 @@ __all__ = [
     "Head",
     "find_heads",
     "has_one_row",
+    "may_have_heads",
     "tensors_of",
 ]
 
@@ -74,6 +67,16 @@ def find_heads(
             for head in walk.heads(name):
                 heads.setdefault(head.tensor, head)
     return tuple(_with_scores(list(heads.values()), shapes))
+
+
+def may_have_heads(model: ModelView, compared: Compared) -> bool:
+    """Return False if no compared tensor is computed by an operator that joins or saturates.
+
+    Needs no shapes, unlike `find_heads`.
+    """
+    producers = {o: node for node in model.proto.graph.node for o in node.output}
+    nodes = (producers.get(name) for name in compared.tensors)
+    return any(node is not None and node.op_type in WALKED for node in nodes)
 
 
 def tensors_of(heads: Iterable[Head]) -> list[str]:

@@ -26,7 +26,7 @@ import numpy as np
 from onnxprune.data.dataset import samples_of
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.ir.compared import Compared, is_tensor, tensors_to_compare
-from onnxprune.ir.heads import BINARY, CLASSES, Head, find_heads, tensors_of
+from onnxprune.ir.heads import BINARY, CLASSES, Head, find_heads, may_have_heads, tensors_of
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import Decoder, MetricOptions, Outputs, plain
@@ -335,7 +335,8 @@ def fidelity(
     if missing := [o for o in outputs if o not in present]:
         raise DataError("fidelity-output", f"the pruned model has no output {missing[0]!r}")
     compared = _present_in(pruned, tensors_to_compare(original))
-    heads = _select_heads(pruned, find_heads(original, compared=compared), compared)
+    found = find_heads(original, compared=compared) if may_have_heads(original, compared) else ()
+    heads = _select_heads(pruned, found, compared)
     names = None
     if compared.warnings or heads:
         # outputs too: they may be boxes, which are compared by overlap

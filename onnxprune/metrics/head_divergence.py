@@ -59,6 +59,8 @@ class HeadDivergence:
         each position, as a share of their information: the divergence of the original from its
         mean distribution. `VALUES`: squared error, as a share of the variance over samples; of
         weighted positions, per channel.
+    variation
+        That of the original on all samples, if it is known; 0 = computed from them.
 
     Attributes
     ----------
@@ -66,8 +68,8 @@ class HeadDivergence:
         Divergence of each sample of each batch, not yet divided.
     """
 
-    def __init__(self, head: Head) -> None:
-        self.head = head
+    def __init__(self, head: Head, variation: float = 0.0) -> None:
+        self.head, self._known = head, variation
         self.errors: list[np.ndarray] = []
         self._tempered: Tempered | None = None
         plain = head.kind in (VALUES, SCORES) and head.score is None
@@ -91,16 +93,17 @@ class HeadDivergence:
             self._tempered = self._tempered or Tempered()
             self._tempered.update(*(v.reshape(len(v), -1) for v in (expected, actual)))
             return
-        a = _arrange(expected, self.head, weights is None)
-        w = np.ones(a.shape[:2]) if weights is None else weights
         self.errors.append(errors_of(self.head, expected, actual, weights))
-        self._weight += float(w.sum())
-        self._add_variation(a, w)
+        if not self._known:
+            self._describe(expected, weights)
 
     def describe(self, values: Mapping[str, np.ndarray]) -> None:
         """Add a batch of the original alone, for `variation`."""
-        weights = position_weights(self.head, values)
-        a = _arrange(values[self.head.tensor], self.head, weights is None)
+        self._describe(values[self.head.tensor], position_weights(self.head, values))
+
+    def _describe(self, values: np.ndarray, weights: np.ndarray | None) -> None:
+        """Add weights and variation of a batch of the original."""
+        a = _arrange(values, self.head, weights is None)
         w = np.ones(a.shape[:2]) if weights is None else weights
         self._weight += float(w.sum())
         self._add_variation(np.where(np.isfinite(a), a, 0.0), w)
@@ -129,6 +132,8 @@ class HeadDivergence:
     @property
     def variation(self) -> float:
         """Divergence of the original from its mean, summed as the error is."""
+        if self._known:
+            return self._known
         total = max(self._weight, TINY)
         mean = np.asarray(self._mean) / total
         if self._scale is not None:

@@ -141,3 +141,13 @@ def test_divergence_is_a_share_of_what_a_head_says() -> None:
             divergence.update(a, changed, weights)
             errors.append(divergence.result())
         assert errors[0] > 2 * errors[1]
+
+
+def test_walks_end_in_deep_and_repetitive_graphs() -> None:
+    """A file can pass a tensor on very often, and join it with itself."""
+    passes = ";".join(f"i{k + 1}=Identity(i{k})" for k in range(400))
+    joins = ";".join(f"j{k + 1}=Concat<axis=1>(j{k},j{k})" for k in range(18))
+    text = f"{INPUT} | {WEIGHTS} | {RAW}i0=Sigmoid(b);{passes};j0=Sigmoid(o);{joins};"
+    text += "y=Identity(i400);z=Identity(j18) | float[N,8,4,4] y, float[N,m,4,4] z"
+    heads = {head.tensor for head in find_heads(load(net(text)))}
+    assert heads == {"y", "z"}
