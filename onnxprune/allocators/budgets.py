@@ -47,7 +47,9 @@ def unreachable(
         _gather_costs(analysis, constraints, {}),
         _gather_costs(analysis, constraints, kept),
     )
-    most, total = constraints.budgets[cost], original[cost] or 1
+    # a candidate may be timed in another type than the original
+    unpruned = getattr(constraints.measures.get(cost), "original_ms", original[cost])
+    most, total = constraints.budgets[cost], unpruned or 1
     lines = [
         f"target {cost} <= {most / total:.1%} cannot be met: {reached[cost] / total:.1%} is the "
         f"least with floor={constraints.floor}, max_fraction={constraints.max_fraction:g}, "

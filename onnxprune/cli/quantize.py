@@ -44,12 +44,16 @@ def quantize(
 
     To prune and quantize, use `onnxprune optimize --quantize int8`.
     """
-    from onnxprune.data.dataset import flips
     from onnxprune.ir.io import load, save
     from onnxprune.report.quantized import format_quantization
     from onnxprune.run.adapter import open_data_for, open_labels
     from onnxprune.run.outputs import check_output, choose_output
-    from onnxprune.run.quantization import compare_models, judge_rows, quantize_for
+    from onnxprune.run.quantization import (
+        calibration_inputs,
+        compare_models,
+        judge_rows,
+        quantize_for,
+    )
     from onnxprune.run.quantize_options import INT8
     from onnxprune.run.splits import split_inputs
     from onnxprune.run.stages import Stages
@@ -62,7 +66,7 @@ def quantize(
     check_output(path, overwrite)
     source = load(model)
     splits = split_inputs(open_data_for(source, recipe), open_labels(source, recipe), recipe)
-    calibration = flips(splits.calibration) if recipe.flip else splits.calibration
+    calibration = calibration_inputs(recipe, splits)
     name = str(recipe.quantize)
     with show_progress() as listener:
         stages = Stages(listener)

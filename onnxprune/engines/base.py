@@ -267,6 +267,17 @@ class Engine(Protocol):
         """Return the multiple of channels that runs without waste; 1 if none is known."""
 
 
+def multiple_of(engine: Engine, dtype: str, depthwise: bool) -> int:
+    """Return the multiple of channels of an engine, of depthwise convolutions if asked for.
+
+    `depthwise_multiple` is optional: engines without it have one multiple for all operators.
+    """
+    of_depthwise = getattr(engine, "depthwise_multiple", None)
+    if depthwise and of_depthwise is not None:
+        return int(of_depthwise(dtype))
+    return int(engine.channel_multiple(dtype))
+
+
 def require(engine: Engine) -> None:
     """Raise EngineError with the way to install the engine if it is not available."""
     # checked before compile, so that the error names the fix

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.engines.base import Engine
+from onnxprune.engines.base import Engine, multiple_of
 from onnxprune.engines.measurement import Measurement
 from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import attribute
 from onnxprune.ir.outputs import as_array
-from onnxprune.ir.quantize import is_quantized
+from onnxprune.ir.quantize import is_quantized, weight_shapes
 
 # Winograd convolutions in float32 reach 6e-4 on a network of 40 layers; a wrong conversion is far
 # above that. The other limit is for bfloat16, float16 and int8.
@@ -79,19 +80,21 @@ def width_warnings(
 ) -> list[str]:
     """Return a warning for each model with channel counts that the engine rounds up.
 
-    Widths that a model shares with the first one are not reported: they are the original's.
+    Widths that a model shares with the first one are not reported: they are the original's. A
+    quantized graph runs in int8 at any precision.
     """
-    multiple = engine.channel_multiple(precision)
     warnings = []
     given = _list_widths(next(iter(models.values()))) if len(models) > 1 else {}
     for label, model in models.items():
         layers = _list_widths(model)
-        odd = [
-            f"{name} {width}"
-            for name, width in layers.items()
+        kind = "int8" if is_quantized(model) else precision
+        multiple, odd = 1, []
+        for name, (width, depthwise) in layers.items():
+            block = multiple_of(engine, kind, depthwise)
             # below one block, no smaller width would fill it
-            if width > multiple and width % multiple and given.get(name) != width
-        ]
+            if width > block and width % block and given.get(name, (0,))[0] != width:
+                odd.append(f"{name} {width}")
+                multiple = max(multiple, block)
         if not odd:
             continue
         shown = ", ".join(odd[:_SHOWN]) + (", ..." if len(odd) > _SHOWN else "")
@@ -108,14 +111,18 @@ def is_width_warning(text: str) -> bool:
     return _ROUNDS_UP in text
 
 
-def _list_widths(model: Model) -> dict[str, int]:
-    """Return the output channels per convolution, except for graph outputs, which stay unpruned."""
-    graph = model.proto.graph
+def _list_widths(model: Model) -> dict[str, tuple[int, bool]]:
+    """Return output channels and whether it is depthwise by convolution.
+
+    Those of graph outputs are left out, because they stay unpruned.
+    """
+    graph, shapes = model.proto.graph, weight_shapes(model)
     results = {o.name for o in graph.output}
-    return {
-        node.name or node.output[0]: model.weights[node.input[1]].shape[0]
-        for node in graph.node
-        if node.op_type == "Conv"
-        and node.input[1] in model.weights
-        and not results & set(node.output)
-    }
+    widths = {}
+    for node in graph.node:
+        if node.op_type != "Conv" or node.input[1] not in shapes or results & set(node.output):
+            continue
+        outputs, inputs = shapes[node.input[1]][:2]
+        depthwise = attribute(node, "group", 1) > 1 and inputs == 1
+        widths[node.name or node.output[0]] = outputs, depthwise
+    return widths

@@ -28,6 +28,8 @@ from onnxprune.engines.kernels import kernel_times, map_kernels
 from onnxprune.errors import EngineError
 
 PROFILE_WARMUP = 3  # most inferences in a profile that are not counted
+# of int8 on the CPU with VNNI, as benchmarks/int8_widths.py measures them
+INT8_MULTIPLE, INT8_DEPTHWISE = 4, 16
 DEPTHWISE_FLOOR = 4  # onnxruntime's blocked layout needs channels that are a multiple of this
 
 
@@ -104,7 +106,15 @@ class OnnxRuntime:
 
     def channel_multiple(self, dtype: str = "f32") -> int:
         """Return the channels per block or tensor-core tile."""
-        return self.multiples.get(dtype, 8) if self.multiples else vector_channels()
+        if self.multiples:
+            return self.multiples.get(dtype, 8)
+        return INT8_MULTIPLE if dtype == "int8" else vector_channels()
+
+    def depthwise_multiple(self, dtype: str = "f32") -> int:
+        """Return the channels per block of depthwise convolutions."""
+        if dtype == "int8" and not self.multiples:
+            return INT8_DEPTHWISE
+        return self.channel_multiple(dtype)
 
 
 class OnnxRuntimeModel(Compiled):

@@ -27,6 +27,16 @@ class FeedReader:
         return next(self.feeds, None)
 
 
+def weight_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of initializers, and of tensors that Q/DQ compute from these."""
+    shapes = {name: weight.shape for name, weight in model.weights.items()}
+    for node in model.proto.graph.node:
+        pair = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        if pair and node.domain in STANDARD_DOMAINS and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    return shapes
+
+
 def is_quantized(model: Model) -> bool:
     """Return whether the graph has integer operators or QuantizeLinear/DequantizeLinear."""
     nodes = model.proto.graph.node

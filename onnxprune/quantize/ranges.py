@@ -7,6 +7,7 @@ import io
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,21 @@ def _name_nodes(proto: ModelProto) -> None:
     """Give unnamed nodes, and those of a name that is taken, a name; exclusion needs one."""
     taken: set[str] = set()
     for i, node in enumerate(proto.graph.node):
-        if not node.name or node.name in taken:
+        if not node.name:
+            # without a number, so that a pruned model has the same names
+            node.name = f"{node.op_type}_{node.output[0]}"
+        if node.name in taken:
             node.name = f"{node.op_type}_{i}_{node.output[0]}"
         taken.add(node.name)
+
+
+def find_nodes(proto: ModelProto, pattern: str) -> list[str]:
+    """Return the names of the nodes that a pattern matches by their name or an output's."""
+    return [
+        node.name
+        for node in proto.graph.node
+        if any(fnmatchcase(name, pattern) for name in (node.name, *node.output))
+    ]
 
 
 def _add_biases(proto: ModelProto) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from onnxprune.quantize.graph import (
     optimized,
 )
 from onnxprune.quantize.names import AUTO, CALIBRATORS
-from onnxprune.quantize.ranges import Feeds, collect_ranges, prepare
+from onnxprune.quantize.ranges import Feeds, collect_ranges, find_nodes, prepare
 
 MOST_DIFFERENCE = 0.02  # of outputs with graph optimization on and off
 LEAST_SAMPLES = 8  # to hold some of them back
@@ -392,11 +391,7 @@ def _match(proto: ModelProto, patterns: Sequence[str]) -> dict[str, str]:
     """
     excluded: dict[str, str] = {}
     for pattern in patterns:
-        names = [
-            node.name
-            for node in proto.graph.node
-            if any(fnmatchcase(name, pattern) for name in (node.name, *node.output))
-        ]
+        names = find_nodes(proto, pattern)
         if not names:
             known = [node.name for node in proto.graph.node if node.op_type in LINEAR_OPS]
             raise unknown("quantize-exclude", pattern, known, code="option-value")

@@ -17,7 +17,7 @@ from onnxprune.data.dataset import Data, Preprocess, open_data
 from onnxprune.data.labeled import LabeledData, open_labeled
 from onnxprune.data.synthetic import Synthetic
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import EngineOptions
+from onnxprune.engines.base import EngineOptions, multiple_of
 from onnxprune.engines.devices import get_device
 from onnxprune.errors import DataError, ModelError, unknown
 from onnxprune.ir.dictated import input_shapes
@@ -26,6 +26,7 @@ from onnxprune.ir.io import Model, Source
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import MetricOptions
 from onnxprune.run.analysis import analyze_for, count_at_shapes
+from onnxprune.run.quantize_options import INT8
 from onnxprune.run.recipe import Recipe
 from onnxprune.types import Plan
 
@@ -246,19 +247,23 @@ def context_for(
     )
 
 
-def constraints_for(recipe: Recipe, budgets: Mapping[str, float], **more: Any) -> Constraints:
+def constraints_for(
+    recipe: Recipe, budgets: Mapping[str, float], depthwise: bool = False, **more: Any
+) -> Constraints:
     """Return the constraints of a recipe on its plan.
 
     Parameters
     ----------
     budgets
         Cost -> the most that may remain, see `counted_budgets`.
+    depthwise
+        Whether the model has depthwise convolutions, see `channel_multiple`.
     more
         Fields of `Constraints` that do not follow from the recipe.
     """
     return Constraints(
         budgets=budgets,
-        round_to=channel_multiple(recipe),
+        round_to=channel_multiple(recipe, depthwise),
         half_block=follows_engine(recipe),
         floor=recipe.floor,
         max_fraction=recipe.max_fraction,
@@ -280,20 +285,23 @@ def counted_budgets(recipe: Recipe, original: Mapping[str, int]) -> dict[str, fl
     }
 
 
-def channel_multiple(recipe: Recipe) -> int:
+def channel_multiple(recipe: Recipe, depthwise: bool = False) -> int:
     """Return the number that kept channel counts are multiples of.
 
     If blocks decide, it is that of the device; without one, the largest multiple of the engines
     with a latency target, or if there is none, of those that are measured, or without any,
-    onnxruntime's.
+    onnxruntime's. That of depthwise convolutions counts if the model has some. The precision is
+    that of the written model.
     """
     if not follows_engine(recipe):
         return recipe.round_to if isinstance(recipe.round_to, int) else ROUND_TO
+    precision = INT8 if recipe.quantize == INT8 else recipe.precision
     if recipe.device is not None:
-        return get_device(recipe.device).channel_multiple(recipe.precision)
+        return get_device(recipe.device).channel_multiple(precision)
     names = [target.engine for target in recipe.target if target.engine]
     names = names or engines_of(recipe) or [DEFAULT_ENGINE]
-    return max(int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in names)
+    kinds = (False, True) if depthwise else (False,)
+    return max(multiple_of(ENGINES.get(name), precision, kind) for name in names for kind in kinds)
 
 
 def follows_engine(recipe: Recipe) -> bool:

@@ -57,6 +57,7 @@ from onnxprune.run.results import ComparisonModels, Decision, Result, StageResul
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
 from onnxprune.run.stored import count_artifact, count_original
+from onnxprune.run.timed_form import check_timed_type
 from onnxprune.run.tolerance import bisect_tolerance, tolerance_row, tolerance_warning
 from onnxprune.run.tuner import Tuner
 from onnxprune.run.variants import Variants
@@ -125,6 +126,7 @@ class RunJob:
         overwrite = False
         if self.output:
             overwrite = check_same(self.output, self.overwrite, stages.run, run_key)
+        check_timed_type(self.analysis.model, recipe)
         check_weights(self.analysis)
         if not self.splits.calibration.warning:  # synthetic inputs may be far from real ones
             check_activations(self.analysis, self.splits.calibration, recipe.threads)
@@ -148,7 +150,7 @@ class RunJob:
             model, plan, verification = self._build(variants, tuner, decision)
             after = count_artifact(model, self.analysis)
         check_targets(recipe, before, after, self.analysis.counted_at.describe())
-        quantized = quantize_stage(stages, recipe, self.source, model, plan, self.splits)
+        quantized = quantize_stage(stages, decision.recipe, self.source, model, plan, self.splits)
         model, plan = quantized.model, quantized.plan
         after = quantized.count(after, self.analysis)
         evaluation = self._evaluate(model)
@@ -224,7 +226,8 @@ class RunJob:
         """
         recipe, plan = decision.recipe, decision.plan
         is_tuned = bool(plan.decided_by.get("tuned"))
-        if not is_tuned and recipe.repair == "none":
+        # int8 alone may meet the targets
+        if not is_tuned and (recipe.repair == "none" or not plan.kept):
             return pruned, plan
 
         def work() -> Model:

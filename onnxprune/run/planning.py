@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import NodeProto
 
 from onnxprune.allocators.allocate import allocate
 from onnxprune.allocators.base import Constraints
@@ -24,6 +25,7 @@ from onnxprune.engines.cost.savings import group_savings
 from onnxprune.engines.measure import NOISE_LIMIT, Schedule
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import attribute
 from onnxprune.report.data import Costs, LatencyRow, TargetRow
 from onnxprune.run.adapter import (
     constraints_for,
@@ -33,6 +35,7 @@ from onnxprune.run.adapter import (
 )
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.target import Target
+from onnxprune.run.timed_form import probe_options
 from onnxprune.run.tuner import Tuner
 from onnxprune.search import METHODS, ONE_SHOT
 from onnxprune.search.base import Search
@@ -89,13 +92,17 @@ class _LatencyTargets:
         Limit as a share of the original's latency. Shares hold if the machine's speed changes
         between two measurements.
     savings
-        Group -> milliseconds that it is worth; empty if a counted target ranks the groups.
+        Group -> milliseconds that it is worth; empty if a counted target ranks the groups, or if
+        the original meets the targets.
+    slower
+        Sentences on engines where the original is slower in the type of the written model.
     """
 
     probes: Mapping[str, Probe]
     limits: Mapping[str, float]
     shares: Mapping[str, float]
     savings: Mapping[str, float]
+    slower: tuple[str, ...] = ()
 
     def measure(self, plan: Plan) -> dict[str, float]:
         """Return cost -> measured over allowed, measured for longer than in the search."""
@@ -139,16 +146,28 @@ def decide(
         )
     inputs = inputs or PlanInputs()
     budgets = counted_budgets(recipe, context.analysis.cost().as_dict())
-    constraints = constraints_for(recipe, budgets, dead=find_dead(context, recipe))
+    depthwise = any(map(_is_depthwise, context.analysis.model.proto.graph.node))
+    constraints = constraints_for(recipe, budgets, depthwise, dead=find_dead(context, recipe))
     # open for all rounds: a probe measures the original when it is opened
     with _open_latency_targets(context.analysis, recipe, inputs) as latency:
-        plan = _search(context, scores, recipe, inputs, constraints, latency)
+        try:
+            plan = _search(context, scores, recipe, inputs, constraints, latency)
+        except TargetError as problem:
+            # the reason is then another one than the limits that the message names
+            raise TargetError(
+                problem.code, "\n  ".join([problem.message, *latency.slower])
+            ) from None
     method: dict[str, Any] = {"allocate": recipe.allocate}
     if recipe.method != ONE_SHOT:
         method = {"method": recipe.method, "method_option": dict(recipe.method_option)}
     decided_by = {"criterion": recipe.criterion, **method, "seed": recipe.seed}
     # what the allocator or the search has recorded itself remains
     return replace(plan, decided_by={**plan.decided_by, **decided_by})
+
+
+def _is_depthwise(node: NodeProto) -> bool:
+    """Return whether a node is a grouped convolution, most of which are depthwise."""
+    return node.op_type == "Conv" and attribute(node, "group", 1) > 1
 
 
 @contextmanager
@@ -160,10 +179,16 @@ def _open_latency_targets(
     targets = [target for target in recipe.target if target.engine]
     with ExitStack() as stack:
         probes: dict[str, Probe] = {}
+        slower: list[str] = []
         for target in targets:
-            probe = Probe(ENGINES.get(target.engine), analysis, options, feeds=inputs.feeds)
+            engine = ENGINES.get(target.engine)
+            form = probe_options(engine, analysis.model, recipe, inputs.feeds)
+            probe = Probe(engine, analysis, options, feeds=inputs.feeds, **form)
             probes[f"latency.{target.engine}"] = stack.enter_context(probe)
             _check_noise(probe, target)
+            if form and probe({}) > probe.original_ms:
+                slower.append(_explain_slower(probe, recipe, target.engine))
+                inputs.progress(slower[-1])
         limits = {
             f"latency.{target.engine}": target.ceiling(
                 probes[f"latency.{target.engine}"].original_ms
@@ -172,11 +197,20 @@ def _open_latency_targets(
         }
         savings: Mapping[str, float] = {}
         # otherwise the counted cost ranks the groups, without a measurement of each
-        if targets and len(targets) == len(recipe.target):
+        missed = any(probes[cost]({}) > limit for cost, limit in limits.items())
+        if missed and len(targets) == len(recipe.target):
             engine = ENGINES.get(targets[0].engine)
             savings = group_savings(engine, analysis, options, progress=inputs.progress)
         shares = {cost: limit / probes[cost].original_ms for cost, limit in limits.items()}
-        yield _LatencyTargets(probes, limits, shares, savings)
+        yield _LatencyTargets(probes, limits, shares, savings, tuple(slower))
+
+
+def _explain_slower(probe: Probe, recipe: Recipe, engine: str) -> str:
+    """Return that the original is slower in the type of the written model."""
+    return (
+        f"The original in {recipe.quantize} runs at {probe.original_ms / probe({}):.2f}x the speed "
+        f"of float on {engine} of this machine: omit --quantize to time float models."
+    )
 
 
 def _check_noise(probe: Probe, target: Target) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from glob import escape
 from typing import Any
 
 from onnxprune.analysis.groups import Analysis
@@ -12,6 +13,8 @@ from onnxprune.ir.io import Model, digest
 from onnxprune.ir.quantize import is_quantized
 from onnxprune.metrics.base import plain
 from onnxprune.quantize.half import quantize_half
+from onnxprune.quantize.names import AUTO
+from onnxprune.quantize.ranges import find_nodes, prepare
 from onnxprune.quantize.static import quantize
 from onnxprune.report.data import Costs
 from onnxprune.run.adapter import engines_of
@@ -35,23 +38,31 @@ def quantize_for(
     data: Data,
     progress: Progress,
     max_divergence: float | None = None,
+    *,
+    pruned: bool = False,
 ) -> tuple[Model, dict[str, Any]]:
     """Quantize a model as a recipe says; return it with the facts of `Quantized`.
 
     Parameters
     ----------
+    pruned
+        Whether nodes of `quantize_exclude` may have been removed.
     max_divergence
         Exclude sensitive nodes until the divergence is within this limit.
     """
     if recipe.quantize == FP16:
         return quantize_half(model, data), {"form": FP16, "warnings": [], "text": HALF_TEXT}
     engines = engines_of(recipe)
+    exclude = list(recipe.quantize_exclude)
+    if pruned and exclude:
+        proto = prepare(model)
+        exclude = [pattern for pattern in exclude if find_nodes(proto, pattern)]
     result = quantize(
         model,
         data,
         recipe.quantize_form,
         recipe.quantize_calibrate,
-        recipe.quantize_exclude,
+        exclude,
         engine=engines[0] if engines else "",
         max_divergence=max_divergence,
         decoder=recipe.decoder,
@@ -86,6 +97,35 @@ class QuantizedRun:
         return replace(costs, bytes=count_artifact(self.model, analysis).bytes)
 
 
+def calibration_inputs(recipe: Recipe, splits: Splits) -> Data:
+    """Return the inputs that a model is quantized with."""
+    return flips(splits.calibration) if recipe.flip else splits.calibration
+
+
+def quantize_candidate(source: Model, model: Model, recipe: Recipe, splits: Splits) -> Model:
+    """Return a candidate of a search in the type in which the result is written.
+
+    The calibrator is minmax, which takes the least time; the final model gets the best one.
+    """
+    if recipe.quantize is None or is_quantized(source):
+        return model
+    if recipe.quantize_calibrate == AUTO:
+        recipe = recipe.but({"quantize_calibrate": "minmax"})
+    data = calibration_inputs(recipe, splits)
+    return quantize_for(model, recipe, data, lambda share, text: None, pruned=True)[0]
+
+
+def exclude_within(
+    source: Model, recipe: Recipe, splits: Splits, limit: float, progress: Progress
+) -> list[str]:
+    """Return patterns of the nodes that stay float32 so that int8 alone diverges by `limit`."""
+    recipe = recipe.but({"quantize_calibrate": "minmax"})
+    data = calibration_inputs(recipe, splits)
+    _, facts = quantize_for(source, recipe, data, progress, limit)
+    given = set(recipe.quantize_exclude)
+    return [*given, *(escape(name) for name in facts["excluded"] if name not in given)]
+
+
 def quantize_stage(
     stages: Stages, recipe: Recipe, source: Model, pruned: Model, plan: Plan, splits: Splits
 ) -> QuantizedRun:
@@ -99,11 +139,11 @@ def quantize_stage(
         stages.warn("the model is quantized already and stays so: --quantize has no effect")
         return QuantizedRun(pruned, plan)
     kind = recipe.quantize
-    data = flips(splits.calibration) if recipe.flip else splits.calibration
+    data = calibration_inputs(recipe, splits)
     stages.used = True
 
     def work() -> tuple[Model, dict[str, Any]]:
-        model, facts = quantize_for(pruned, recipe, data, stages.progress)
+        model, facts = quantize_for(pruned, recipe, data, stages.progress, pruned=True)
         stages.detail(str(facts["text"]))
         return model, facts
 

@@ -6,15 +6,19 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from onnxprune.errors import TargetError
+from onnxprune.errors import TargetError, plural
+from onnxprune.ir.quantize import is_quantized
 from onnxprune.metrics.base import plain
 from onnxprune.report.data import BisectionStep, BisectionSummary, TargetRow
 from onnxprune.run.evaluation import compare_outputs
+from onnxprune.run.quantization import exclude_within, quantize_candidate
+from onnxprune.run.quantize_options import INT8
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.results import Decision
 from onnxprune.run.variants import Variants, dependencies, or_infinite, plan_key
 
 CLOSE = 0.98  # share of the tolerance at which the search ends
+INT8_SHARE = 0.7  # of the tolerance that int8 alone may take; errors add in quadrature
 PARTS = 100  # positions from the original (0) to the targets, or to nothing (PARTS)
 
 Row = dict[str, Any]  # what was measured at one position, as JSON
@@ -25,7 +29,8 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
 
     The smallest model is bisected for, between the original and the recipe's targets (nothing, if
     it has none), to one position or to CLOSE. The logarithm of the divergence is interpolated,
-    which takes few steps.
+    which takes few steps. If the recipe quantizes, candidates are quantized before they are
+    compared, and nodes that are too sensitive for int8 are excluded first.
 
     Raises
     ------
@@ -33,6 +38,7 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
         No channel can be removed.
     """
     allowed = recipe.max_divergence or 0.0
+    recipe = _exclude_sensitive(variants, recipe, allowed)
     rows: dict[int, Row] = {}
 
     def passes(position: int) -> bool:
@@ -69,6 +75,28 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
     return recipe.but({"target": rows[low]["target"]}), summary
 
 
+def _exclude_sensitive(variants: Variants, recipe: Recipe, allowed: float) -> Recipe:
+    """Return the recipe with the nodes excluded that take too much of the tolerance in int8."""
+    if recipe.quantize != INT8 or is_quantized(variants.source):
+        return recipe
+
+    def work() -> Mapping[str, Any]:
+        patterns = exclude_within(
+            variants.source,
+            recipe,
+            variants.splits,
+            INT8_SHARE * allowed,
+            variants.stages.progress,
+        )
+        more = len(patterns) - len(recipe.quantize_exclude)
+        variants.stages.detail(f"{plural(more, 'node')} more than asked for in float32")
+        return {"patterns": patterns}
+
+    depends = {**recipe.plain("quantize"), "limit": INT8_SHARE * allowed}
+    patterns = variants.do("sensitivity to int8", work, depends)["patterns"]
+    return recipe.but({"quantize_exclude": patterns})
+
+
 def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Row]) -> Row:
     """Measure the model at a position; the divergence of a plan is measured once."""
     original = variants.context.analysis.cost().as_dict()
@@ -94,6 +122,7 @@ def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Ro
             selection = variants.splits.selection
             assert selection is not None  # the split fails without
             model = variants.repair(variant, plan)
+            model = quantize_candidate(variants.source, model, variant, variants.splits)
             fidelity = compare_outputs(variants.source, model, selection, variant)
             if not fidelity.outputs and fidelity.box_agreement is None:
                 raise TargetError(
@@ -105,7 +134,8 @@ def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Ro
         variants.stages.detail(f"{title}: divergence {_read_divergence(row):.3g}")
         return row
 
-    return variants.do(f"bisect {len(earlier) + 1}", work, dependencies(variant, "decoder"))
+    depends = {**dependencies(variant, "decoder"), **variant.plain("quantize")}
+    return variants.do(f"bisect {len(earlier) + 1}", work, depends)
 
 
 def _interpolate_targets(recipe: Recipe, position: int, original: Mapping[str, int]) -> list[str]:

@@ -11,13 +11,17 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import EngineOptions
+from onnxprune.engines.base import EngineOptions, random_feeds, static_inputs
+from onnxprune.engines.bench_warnings import width_warnings
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
-from onnxprune.errors import TargetError
+from onnxprune.errors import TargetError, UsageError
+from onnxprune.ir.io import Model
+from onnxprune.ir.quantize import is_quantized
 from onnxprune.run.adapter import channel_multiple, engines_of, follows_engine
 from onnxprune.run.planning import decide
 from onnxprune.run.recipe import Recipe
+from onnxprune.run.timed_form import check_timed_type, probe_options
 from onnxprune.surgery.cut import cut
 
 QUICK = Schedule(seconds=0.0, warmup=1, min_rounds=1, max_rounds=1)
@@ -95,3 +99,49 @@ def test_a_latency_target_cuts_to_blocks_of_its_engine_or_half_of_one() -> None:
     )
     kept = decide(CONTEXT, SCORES, recipe).kept
     assert kept and all(len(channels) in (8, 16, 32) for channels in kept.values())
+
+
+def test_candidates_are_timed_in_the_type_of_the_written_model() -> None:
+    converted = []
+
+    def convert(model: Model) -> Model:
+        converted.append(model)
+        return residual(16)
+
+    with Probe(ENGINE, ANALYSIS, schedule=QUICK, convert=convert) as probe:
+        assert probe({}) < 0.5 * probe.original_ms and len(converted) == 1
+        budgets = {"latency.systolic8": 0.5 * probe.original_ms}
+        limits = Constraints(budgets, measures={"latency.systolic8": probe})
+        # the type alone meets the target, so nothing is removed
+        assert not allocate("knapsack", CONTEXT, SCORES, limits).kept
+        limits = Constraints(
+            {"latency.systolic8": 1e-3 * probe.original_ms},
+            measures={"latency.systolic8": probe},
+        )
+        with pytest.raises(TargetError, match="<= 0.1% cannot be met"):
+            allocate("knapsack", CONTEXT, SCORES, limits)
+
+
+def test_no_float_graph_is_timed_in_int8() -> None:
+    recipe = Recipe(target="latency.onnxruntime=2x", precision="int8")
+    with pytest.raises(UsageError, match="pass --quantize int8"):
+        check_timed_type(ANALYSIS.model, recipe)
+    check_timed_type(ANALYSIS.model, Recipe(target="latency.onnxruntime=2x", quantize="int8"))
+    engine = ENGINES.get("onnxruntime")
+    feed = random_feeds(static_inputs(ANALYSIS.model, {}))
+    options = probe_options(engine, ANALYSIS.model, Recipe(quantize="int8"), feed)
+    candidate = options["convert"](ANALYSIS.model)
+    assert is_quantized(candidate) and options["precision"] == "int8"
+    assert not probe_options(engine, candidate, Recipe(quantize="int8"), feed)
+    assert not probe_options(ENGINE, ANALYSIS.model, Recipe(quantize="int8"), feed)
+
+    # widths of quantized graphs are seen, and judged by the blocks of int8
+    wide = options["convert"](residual(22))
+    (warning,) = width_warnings(engine, {"wide": wide})
+    assert "rounds up to multiples of 4" in warning
+    assert not width_warnings(engine, {"wide": options["convert"](residual(20))})
+
+
+def test_multiples_follow_precision_and_operator() -> None:
+    recipe = Recipe(quantize="int8", target="latency.onnxruntime=2x")
+    assert (channel_multiple(recipe), channel_multiple(recipe, depthwise=True)) == (4, 16)

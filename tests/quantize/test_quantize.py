@@ -22,8 +22,9 @@ from onnxprune.quantize.half import quantize_half
 from onnxprune.quantize.ranges import collect_ranges, prepare
 from onnxprune.quantize.static import compare_optimization, quantize
 from onnxprune.run.adapter import open_inputs
-from onnxprune.run.quantization import judge_rows
+from onnxprune.run.quantization import exclude_within, judge_rows, quantize_candidate
 from onnxprune.run.recipe import Recipe
+from onnxprune.run.splits import Splits
 
 MODEL, CALIBRATION, EVALUATION = map(str, files())
 DIVERGENCE = {"u8s8": 0.02, "tensorrt": 0.02, "openvino": 0.02, "pow2": 0.04, "qlinear": 0.03}
@@ -109,6 +110,16 @@ def test_sensitive_nodes_are_excluded_until_the_limit_holds(model: Model, data: 
     result = quantize(model, data, calibrate="minmax", correct=False, max_divergence=0.008)
     assert not free.excluded and 0 < len(result.excluded) < 17
     assert all("diverge" in reason for reason in result.excluded.values())
+    # a tolerance of a run excludes them once, for all candidates of its search
+    recipe = Recipe(quantize="int8", quantize_exclude=next(iter(result.excluded)))
+    splits = Splits(data)
+    patterns = exclude_within(model, recipe, splits, 0.008, lambda share, text: None)
+    assert 1 < len(patterns) < 17 and recipe.quantize_exclude[0] in patterns
+    removed = recipe.but({"quantize_exclude": [*patterns, "removed"]})
+    candidate = quantize_candidate(model, model, removed, splits)
+    convs = [n for n in candidate.proto.graph.node if n.op_type in ("Conv", "Gemm")]
+    floats = [n.name for n in convs if n.input[1] in candidate.weights]
+    assert set(floats) == set(patterns)
 
 
 def test_results_are_deterministic(model: Model, data: Data) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from onnxprune.engines.base import Engine
+from onnxprune.engines.base import Engine, multiple_of
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label
+from onnxprune.ir.quantize import is_quantized, weight_shapes
 
 WORTH = 0.02  # share of the total time below which a layer is not explained
 LESS_MACS = 0.9  # share of its MACs above which a layer was hardly pruned
@@ -40,6 +41,7 @@ def explain(
     ]
     total = sum(r["time_ms"][0] for r in timed)
     nodes = {label(node): node for node in pruned.proto.graph.node}
+    precision = "int8" if is_quantized(pruned) else precision
     sentences = []
     # by the time that is left: the slowest layer of the pruned model matters most
     for row in sorted(timed, key=lambda r: -r["time_ms"][1]):
@@ -64,8 +66,9 @@ def explain(
 
 def _find_reason(node: Any, pruned: Model, engine: Engine, precision: str, time_ms: float) -> str:
     """Return why a layer did not get faster, as far as its shape shows, else ""."""
-    if node is not None and node.op_type == "Conv" and node.input[1] in pruned.weights:
-        reason = _check_widths(node, pruned, engine, precision)
+    shape = weight_shapes(pruned).get(node.input[1]) if _is_conv(node) else None
+    if shape is not None:
+        reason = _check_widths(node, shape, engine, precision)
         if reason:
             return reason
     # the shape explains nothing; time per call is the other common cause
@@ -75,11 +78,16 @@ def _find_reason(node: Any, pruned: Model, engine: Engine, precision: str, time_
     )
 
 
-def _check_widths(node: Any, pruned: Model, engine: Engine, precision: str) -> str:
+def _is_conv(node: Any) -> bool:
+    """Return whether a node exists and is a convolution."""
+    return node is not None and node.op_type == "Conv"
+
+
+def _check_widths(node: Any, shape: tuple[int, ...], engine: Engine, precision: str) -> str:
     """Return how a convolution's channels waste blocks of the engine, "" if they do not."""
-    multiple = engine.channel_multiple(precision)
-    outputs, inputs = pruned.weights[node.input[1]].shape[:2]
+    outputs, inputs = shape[:2]
     group = attribute(node, "group", 1)
+    multiple = multiple_of(engine, precision, group > 1 and inputs == 1)
     if group > 1 and inputs == 1:
         if outputs % multiple:
             return f": depthwise, its {outputs} channels are not a multiple of {multiple}"

@@ -7,8 +7,9 @@ timed, interleaved with the original; a bisection needs about a dozen candidates
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from onnxprune.engines.base import (
     static_inputs,
 )
 from onnxprune.engines.measure import CPU, Sampler, Schedule, interleave
+from onnxprune.ir.io import Model
 from onnxprune.surgery.cut import cut
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class Probe:
         Inputs by name; None = random ones.
     schedule
         Schedule of one candidate; the default takes about a second.
+    convert
+        Gives a candidate the type in which it is written, such as int8, before it is timed; the
+        original is timed as it is.
+    precision
+        Precision of converted candidates; None = that of the options.
 
     Raises
     ------
@@ -71,10 +78,14 @@ class Probe:
         *,
         feeds: Mapping[str, np.ndarray] | None = None,
         schedule: Schedule = PROBE,
+        convert: Callable[[Model], Model] | None = None,
+        precision: str | None = None,
     ) -> None:
         require(engine)
         self._engine, self._analysis = engine, analysis
         self._options, self._schedule = options, schedule
+        self._convert = convert
+        self._converted = replace(options, precision=precision or options.precision)
         # those of the original serve all candidates: pruning keeps the inputs of a graph
         if feeds is None:
             feeds = random_feeds(static_inputs(analysis.model, options.shapes))
@@ -100,7 +111,7 @@ class Probe:
         widths = sorted(
             (name, len(channels)) for name, channels in kept.items() if len(channels) < sizes[name]
         )
-        if not widths:
+        if not widths and self._convert is None:
             return self.original_ms
         key = tuple(widths)
         # a bisection visits widths again when rounding maps two targets to the same ones
@@ -111,7 +122,10 @@ class Probe:
     def measure(self, kept: Kept, schedule: Schedule) -> float:
         """Cut, compile and time a candidate; return its share of the original's time."""
         pruned = cut(self._analysis, self._analysis.plan(kept))
-        with self._engine.compile(pruned, self._options) as candidate:
+        options = self._options
+        if self._convert is not None:
+            pruned, options = self._convert(pruned), self._converted
+        with self._engine.compile(pruned, options) as candidate:
             samplers = {
                 _ORIGINAL: self._make_sampler(self._original),
                 _CANDIDATE: self._make_sampler(candidate),
