@@ -219,17 +219,6 @@ def save(
         files.remove(obsolete)
 
 
-def save_for_mapping(model: ModelView, path: Path) -> None:
-    """Write a model with external data into an empty temporary folder, not synced to the disk."""
-    data = path.with_name(path.name + DATA)
-    with data.open("wb") as file:
-        copy, places = _write_weights(model, file)
-    _refer(places, data.name)
-    with path.open("wb") as file:
-        for piece in serialize(copy):
-            file.write(piece)
-
-
 def digest(model: ModelView) -> str:
     """Return the sha256 of the file that `save` would write."""
     state = hashlib.sha256()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,20 @@ from onnx import TensorProto, helper
 from onnxprune.errors import ModelError
 from onnxprune.ir.dictated import input_shapes
 from onnxprune.ir.input_ranges import integer_ranges
-from onnxprune.ir.io import save_for_mapping, to_bytes
+from onnxprune.ir.io import INLINE_BYTES, serialize, to_bytes
 from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.nodes import nested
+from onnxprune.ir.weights import size_bytes
 
 # of one run of a model with a Loop, whose trip count a file can set to anything
 LOOP_LIMIT_S = 8.0
-MAPPED_BYTES = 32_000_000  # of weights; a session from memory holds them three times for a moment
+SHARED_BYTES = 1_000_000  # of weights; a session from one message copies them several times
+# of weights that numpy holds as onnxruntime does
+_LENT_TYPES = frozenset(
+    getattr(TensorProto, name)
+    for name in "FLOAT DOUBLE FLOAT16 INT8 UINT8 INT16 UINT16 INT32 UINT32 INT64 UINT64".split()
+)
+MANY_NODES = 5000  # of a graph whose weights are kept from being prepacked in another way
 # of onnxruntime's message for an operator that it does not have
 _NO_KERNEL = ("is not a registered function/op", "Could not find an implementation for")
 WITHOUT_RUNNING = (
@@ -80,16 +85,27 @@ class Session:
 
         if outputs is not None:
             model = with_outputs(model, outputs)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # fatal only: failures are raised, and warnings would go to the terminal
-        options.log_severity_level = 4
-        options.enable_cpu_mem_arena = arena
-        # prepacked weights may run in another kernel, with other rounding
-        options.add_session_config_entry("session.disable_prepacking", "0" if optimize else "1")
+        # without prepacking, opening a session takes time that is quadratic in nodes
+        many = not optimize and len(model.proto.graph.node) > MANY_NODES
+        if many:
+            model = _open_weights(model)
+
+        def make_options() -> Any:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+            # fatal only: failures are raised, and warnings would go to the terminal
+            options.log_severity_level = 4
+            options.enable_cpu_mem_arena = arena
+            # prepacked weights may run in another kernel, with other rounding
+            disabled = "0" if optimize or many else "1"
+            options.add_session_config_entry("session.disable_prepacking", disabled)
+            return options
+
         try:
-            self._session, self.optimized = _open_any(onnxruntime, model, options, optimize)
+            opened = _open_any(onnxruntime, model, make_options, optimize)
+            # the session reads lent weights, but does not own them
+            self._session, self._lent, self.optimized = opened
         except Exception as problem:  # onnxruntime's exceptions share no base class
             text = f"onnxruntime rejects the model: {_first_line(problem)}"
             if any(words in str(problem) for words in _NO_KERNEL):
@@ -234,33 +250,71 @@ def with_outputs(model: ModelView, names: Sequence[str]) -> EditableModel:
     return copy
 
 
-def _open_any(onnxruntime: Any, model: ModelView, options: Any, optimize: bool) -> tuple[Any, bool]:
-    """Open a session; return whether it is optimized, too.
+def _open_any(
+    onnxruntime: Any, model: ModelView, make_options: Callable[[], Any], optimize: bool
+) -> tuple[Any, list[Any], bool]:
+    """Open a session; return it with the weights that are lent to it, and whether it is optimized.
 
     onnxruntime's optimizer breaks some valid graphs, mostly quantized ones; they run without it.
     """
     level = onnxruntime.GraphOptimizationLevel
+    options = make_options()
     if optimize:
         options.graph_optimization_level = level.ORT_ENABLE_ALL
         # an unoptimized graph is the fallback, since the optimizer may be at fault
         with contextlib.suppress(Exception):
-            return _open(onnxruntime, model, options), True
+            return *_open(onnxruntime, model, options), True
+        # options hold the weights of the session that they opened
+        options = make_options()
     options.graph_optimization_level = level.ORT_DISABLE_ALL
-    return _open(onnxruntime, model, options), False
+    return *_open(onnxruntime, model, options), False
 
 
-def _open(onnxruntime: Any, model: ModelView, options: Any) -> Any:
-    """Open a session; a large model goes through a temporary folder.
+def _open(onnxruntime: Any, model: ModelView, options: Any) -> tuple[Any, list[Any]]:
+    """Open a session; return it with the weights that are lent to it.
 
-    From there onnxruntime maps the weights instead of copying them.
+    Large weights are neither written to a file nor copied.
     """
-    providers = ["CPUExecutionProvider"]
-    if model.size_bytes() <= MAPPED_BYTES:
-        return onnxruntime.InferenceSession(to_bytes(model), options, providers=providers)
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        path = Path(folder) / "model.onnx"
-        save_for_mapping(model, path)
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    values: list[Any] = []
+    if model.size_bytes() > SHARED_BYTES:
+        model, lent = _lend_weights(onnxruntime, model)
+        values = list(lent.values())
+        options.add_external_initializers(list(lent), values)
+    # weights that are lent do not count towards the limit of one message
+    content = b"".join(serialize(model)) if values else to_bytes(model)
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return session, values
+
+
+def _open_weights(model: ModelView) -> EditableModel:
+    """Return a copy whose weights may be overridden by inputs, which are not prepacked."""
+    copy = model.edit()
+    graph = copy.proto.graph
+    declared = {i.name for i in graph.input}
+    for tensor in graph.initializer:
+        # operators that demand constants demand vectors or numbers
+        if len(tensor.dims) > 1 and tensor.name not in declared:
+            graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+    return copy
+
+
+def _lend_weights(onnxruntime: Any, model: ModelView) -> tuple[EditableModel, dict[str, Any]]:
+    """Return a copy whose large weights are only declared, and their values by name."""
+    copy = model.edit()
+    lent: dict[str, Any] = {}
+    for tensor in copy.proto.graph.initializer:
+        weight = copy.weights[tensor.name]
+        if tensor.data_type not in _LENT_TYPES or size_bytes(weight) <= INLINE_BYTES:
+            continue
+        # a view of the file where that is aligned
+        array = np.require(weight.array(), requirements=["C", "A"])
+        lent[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        tensor.data_location = TensorProto.EXTERNAL
+        # no such file is opened, but an external tensor has to name one
+        tensor.external_data.add(key="location", value="lent")
+    return copy, lent
 
 
 def _first_line(problem: Exception) -> str:

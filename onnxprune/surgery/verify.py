@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ TOLERANCE: dict[int, float] = {
 WIDENED_TOLERANCE: dict[int, float] = {TensorProto.FLOAT16: 1e-3, TensorProto.BFLOAT16: 8e-3}
 _ROUNDING = 2.0  # tolerance, in multiples of the rounding of the original itself
 _MOST_TOLERANCES = 10.0  # upper limit of that, in multiples of TOLERANCE
+_MOST_HELD_BYTES = 32_000_000  # of weights of a session that is kept for further batches
 EXTRA_DRAWS = 2  # of inputs, where masking does not change the outputs of the first
 
 
@@ -143,10 +144,14 @@ def verify(
     given = [] if feeds is None else [feeds]
     # drawn one by one: the first batch nearly always decides
     draws = (example_feeds(analysis.model, seed + i) for i in range(EXTRA_DRAWS + (feeds is None)))
-    result = None
+    result, trial = None, None
     for number, batch in enumerate(itertools.chain(given, draws)):
         try:
-            again = _verify_on(analysis, plan, pruned, batch, tolerance, threads)
+            if trial is None or trial.depends_on_feeds:
+                trial = _prepare(analysis, plan, pruned, batch, threads)
+            else:
+                trial = replace(trial, feeds=batch)
+            again = _verify_on(analysis, plan, pruned, batch, tolerance, trial)
         except ModelError:
             if number == 0:  # drawn inputs need not fit a model; the given ones must
                 raise
@@ -166,11 +171,10 @@ def _verify_on(
     pruned: Model,
     feeds: Mapping[str, np.ndarray],
     tolerance: float | None,
-    threads: int,
+    trial: _Trial,
 ) -> Verification:
     """Compare on one batch."""
     removed = analysis.removed(plan.kept)
-    trial = _prepare(analysis, plan, pruned, feeds, threads)
     reference, original = trial.run(trial.reference), trial.run(trial.dense)
     outputs = _run_pruned(trial, analysis.model, pruned, feeds)
     # first, for a message that names the cause: the differences below would just be infinite
@@ -214,6 +218,10 @@ class _Trial:
         Inputs, of the types of the models.
     threads
         Threads of each run.
+    depends_on_feeds
+        Whether the models hold numbers drawn for these inputs, or the inputs were converted.
+    sessions
+        Sessions of the models by id, for further batches.
     """
 
     dense: Model
@@ -221,13 +229,20 @@ class _Trial:
     pruned: Model
     feeds: Mapping[str, np.ndarray]
     threads: int
+    depends_on_feeds: bool
+    sessions: dict[int, Session] = field(default_factory=dict)
 
     def run(
         self, model: Model, outputs: Sequence[str] | None = None, optimize: bool = False
     ) -> Outputs:
         """Run one of the models; without `optimize`, node by node."""
-        session = Session(model, outputs=outputs, threads=self.threads, optimize=optimize)
-        return session.run(self.feeds)
+        # the weights of large models are not held for a further batch, which is rarely needed
+        if outputs is not None or optimize or model.size_bytes() > _MOST_HELD_BYTES:
+            session = Session(model, outputs=outputs, threads=self.threads, optimize=optimize)
+            return session.run(self.feeds)
+        if id(model) not in self.sessions:
+            self.sessions[id(model)] = Session(model, threads=self.threads, optimize=False)
+        return self.sessions[id(model)].run(self.feeds)
 
     def run_both(self, outputs: Sequence[str]) -> tuple[Outputs, Outputs]:
         """Return tensors of the masked original and of the cut model."""
@@ -253,7 +268,8 @@ def _prepare(
 ) -> _Trial:
     """Fix random nodes, widen half precision, and make integer sums of quantized layers exact."""
     dense, reference = analysis.model, masked(analysis, plan)
-    if names_of(dense):
+    bound = bool(names_of(dense))  # to these inputs
+    if bound:
         # drawn once, for the original: the cut model gets the kept positions of the same numbers
         values = draw(dense, feeds, threads)
         dense, reference = fix_random(dense, values), fix_random(reference, values)
@@ -266,11 +282,11 @@ def _prepare(
             Session(wide, threads=threads, optimize=False).run(wide_feeds)
             removed = analysis.removed(plan.kept)
             reference = round_scales(analysis, removed, widen(reference))
-            dense, pruned, feeds = wide, widen(pruned), wide_feeds
+            dense, pruned, feeds, bound = wide, widen(pruned), wide_feeds, True
     if is_quantized(dense):
         # of widened copies too: their scales are float32, which exact sums ask for
         dense, reference, pruned = map(integer_sums, (dense, reference, pruned))
-    return _Trial(dense, reference, pruned, feeds, threads)
+    return _Trial(dense, reference, pruned, feeds, threads, bound)
 
 
 def _run_pruned(
