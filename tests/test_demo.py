@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -129,12 +130,28 @@ def test_export_replaces_files_only_if_asked(
     assert app(["demo", "--export", str(tmp_path), "--overwrite"]) == 0
 
 
+class Shown(NamedTuple):
+    """A run of the demo: its folder and what it printed."""
+
+    folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """Run the demo once."""
+    folder = tmp_path_factory.mktemp("demo")
+    return Shown(folder, run(folder, f"{DEMO} --engine none"))
+
+
 @pytest.mark.slow
 def test_random_channels_are_visibly_worse_in_the_demo(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shown: Shown, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of the controls is, in its top-1 and in its output error; unrepaired they are chance."""
-    assert app(["demo", "-o", str(tmp_path / "small.onnx"), "--engine", "none", "--json"]) == 0
+    monkeypatch.chdir(shown.folder)
+    # reuses the stages of the run
+    assert app(["demo", "--engine", "none", "--json", "--overwrite"]) == 0
     report = json.loads(capsys.readouterr().out)
     own, error = report["quality"]["top1"]["after"], report["fidelity"]["relative_error"]
     assert len(report["control"]) == len(report["control_unrepaired"]) == 3
@@ -147,9 +164,9 @@ def test_random_channels_are_visibly_worse_in_the_demo(
 
 
 @pytest.mark.slow
-def test_picture_of_the_terminal_shows_what_the_demo_prints(tmp_path: Path) -> None:
+def test_picture_of_the_terminal_shows_what_the_demo_prints(shown: Shown) -> None:
     """Line by line, without times; figures within 2 %, since processors round differently."""
-    printed = draw_terminal(run(tmp_path, f"{DEMO} --engine none"))
+    printed = draw_terminal(shown.printed)
     stored = (ROOT / "docs" / "pictures" / "terminal.svg").read_text(encoding="utf-8")
     now, then = (
         [line for line in re.findall(r">([^<]+)</text>", picture) if line[:7] not in TIMES]

@@ -70,7 +70,9 @@ def python() -> str:
     return inside
 
 
-def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple = ()) -> None:
+def install(
+    interpreter: str, extras: list, packages: tuple = (), wanted: tuple = (), options: tuple = ()
+) -> None:
     """Install this checkout with extras and packages, unless an earlier call has done so.
 
     Parameters
@@ -83,6 +85,8 @@ def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple 
         Requirements that must install.
     wanted
         Optional requirements, each followed by its options of pip; failures are printed.
+    options
+        Options of all calls of pip.
     """
     # a change of the metadata or of this file installs again
     sources = "".join(_text(os.path.join(ROOT, name)) for name in ("setup.cfg", "pyproject.toml"))
@@ -100,7 +104,7 @@ def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple 
         and subprocess.call([interpreter, "-c", "import onnxprune"]) == 0
     ):
         return
-    pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options]
     # compat puts the path of the checkout first: otherwise a folder named onnxprune in the working
     # directory, such as a checkout, would be imported as the package
     pip_help = subprocess.check_output([*pip, "--help"], universal_newlines=True)

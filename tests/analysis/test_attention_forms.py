@@ -17,8 +17,8 @@ from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session, example_feeds
 
 Form = StandardForm | PackedForm | MultiHeadForm
-SAMPLE = 23  # one form in so many is checked in the fast tests
-CONTRIB_SAMPLE = 7  # onnxruntime refuses most of them
+SAMPLE = 7  # one form in so many is checked; all of them with -m exhaustive
+CONTRIB_SAMPLE = 5  # onnxruntime refuses most of them
 
 
 def valid_model(form: Form) -> Model | None:
@@ -69,12 +69,14 @@ def test_forms_of_contrib_attention(forms: Callable[[], Iterable[Form]]) -> None
     assert check(list(forms())[::CONTRIB_SAMPLE]) > 10
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("forms", [packed_forms, multi_head_forms], ids=lambda f: f.__name__)
 def test_all_forms_of_contrib_attention(forms: Callable[[], Iterable[Form]]) -> None:
     assert check(forms()) > 100
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_all_forms_of_attention() -> None:
     assert check(standard_forms()) >= 700

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from onnx import ModelProto, helper
 from random_graphs import graphs
 
 from onnxprune.analysis.blocks import removable_branches
+from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load, to_bytes
 from onnxprune.surgery.cut import cut
@@ -38,10 +40,21 @@ MOST_BLOCKS = 14  # of a graph in a long search
 TOLERANCE = 1e-4
 
 
+@lru_cache(maxsize=2)  # of the model of an example, for all its laws, and of a nested form of it
+def _analyze(serialized: bytes) -> Analysis:
+    """Return the analysis of a model, which no law changes."""
+    return analyze(load(serialized))
+
+
+def analysis_of(model: ModelProto) -> Analysis:
+    """Return the analysis of a model, the same one for each law."""
+    return _analyze(model.SerializeToString())
+
+
 def assert_cut_laws(model: ModelProto, seed: int) -> None:
     """Cut at random: equal to the masked original, shapes and cost as predicted."""
     rng = np.random.default_rng(seed)
-    analysis = analyze(load(model))
+    analysis = analysis_of(model)
     plan = random_plan(analysis, rng)
     pruned, _ = assert_exact(analysis, plan, tolerance=TOLERANCE)
     assert_shapes_as_predicted(analysis, plan, pruned)
@@ -51,7 +64,7 @@ def assert_cut_laws(model: ModelProto, seed: int) -> None:
 def assert_second_cut_laws(model: ModelProto, seed: int) -> None:
     """A second analysis finds the kept channels, and two cuts equal one cut of both plans."""
     rng = np.random.default_rng(seed)
-    analysis = analyze(load(model))
+    analysis = analysis_of(model)
     assert to_bytes(cut(analysis, plan_of(analysis, {}))) == to_bytes(analysis.model)
     plan = no_axis_of_one(analysis, random_plan(analysis, rng, floor=2))
     pruned = cut(analysis, plan)
@@ -62,7 +75,7 @@ def assert_second_cut_laws(model: ModelProto, seed: int) -> None:
 def assert_block_laws(model: ModelProto, seed: int) -> None:
     """Remove some of the removable branches, and channels of other groups."""
     rng = np.random.default_rng(seed)
-    analysis = analyze(load(model))
+    analysis = analysis_of(model)
     blocks = [b for b in removable_branches(analysis).values() if rng.random() < BLOCK_SHARE]
     removed = {group: () for block in blocks for group in block}
     plan = plan_of(analysis, {**random_plan(analysis, rng).kept, **removed})
@@ -73,7 +86,7 @@ def assert_block_laws(model: ModelProto, seed: int) -> None:
 
 def assert_unknown_op_freezes_more(model: ModelProto, seed: int) -> None:
     """An op of an unknown domain after any tensor makes no further channel prunable."""
-    analysis = analyze(load(model))
+    analysis = analysis_of(model)
     before = live_positions(analysis)
     nodes = list(analysis.model.proto.graph.node)
     at = int(np.random.default_rng(seed).integers(len(nodes)))
@@ -94,7 +107,7 @@ def assert_nested_laws(kind: str, model: ModelProto, seed: int) -> None:
     """The cut laws with a part of the graph in a body, and the same channels outside of it."""
     proto, outside = nest(model, kind, seed)
     assert_cut_laws(proto, seed)
-    flat, nested = live_positions(analyze(load(model))), live_positions(analyze(load(proto)))
+    flat, nested = live_positions(analysis_of(model)), live_positions(analysis_of(proto))
     assert {p for p in flat if p[0] in outside} == {p for p in nested if p[0] in outside}
 
 

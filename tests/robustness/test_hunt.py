@@ -5,6 +5,9 @@ The seeds are fixed; `tools/hunt MINUTES` tries others.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -13,6 +16,9 @@ from tests.robustness.realistic import network
 
 CUTS_PER_TEST = 25
 RUNS_PER_TEST = 6
+# an odd seed draws one of 22 sets of options, an even one has the defaults
+RUN_SEEDS = [0, 2, 4, 6, *range(1, 44, 2)]
+MORE_RUN_SEEDS = [seed for seed in range(60) if seed not in RUN_SEEDS]
 
 
 def test_network_of_a_seed_is_reproducible() -> None:
@@ -33,12 +39,31 @@ def test_cut_equals_masked_original(first: int) -> None:
     assert checked > 0.8 * CUTS_PER_TEST, "onnxruntime rejects too many of the generated networks"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 60, RUNS_PER_TEST))
-def test_runs_end_without_a_fault(first: int) -> None:
-    for seed in range(first, first + RUNS_PER_TEST):
+def assert_sound(seeds: Sequence[int]) -> None:
+    """Check a cut and a run of each network."""
+    for seed in seeds:
         faults = hunt_one(seed)
         assert not faults, "\n".join(map(str, faults or ()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, len(RUN_SEEDS), RUNS_PER_TEST))
+def test_runs_end_without_a_fault(first: int) -> None:
+    assert_sound(RUN_SEEDS[first : first + RUNS_PER_TEST])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, len(MORE_RUN_SEEDS), RUNS_PER_TEST))
+def test_more_runs_end_without_a_fault(first: int) -> None:
+    assert_sound(MORE_RUN_SEEDS[first : first + RUNS_PER_TEST])
+
+
+def test_seeds_of_runs_draw_every_set_of_options() -> None:
+    drawn, possible = (
+        {json.dumps(options_of(seed)) for seed in seeds} for seeds in (RUN_SEEDS, range(200))
+    )
+    assert drawn == possible
 
 
 def test_wrong_cut_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

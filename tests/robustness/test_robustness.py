@@ -67,6 +67,7 @@ def test_mutants_are_accepted_or_rejected_with_one_error_line(kind: str) -> None
     assert_no_fault(kind, MUTANTS[kind], 0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MORE_MUTANTS)
 def test_more_mutants_are_accepted_or_rejected(kind: str) -> None:

@@ -53,7 +53,7 @@ def start(method: str, folder: Path) -> subprocess.Popen[bytes]:
     ]
     how = [
         "--samples",
-        "64",
+        "32",
         "--round-to",
         "2",
         "--repair",

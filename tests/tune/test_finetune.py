@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -366,36 +368,36 @@ def folder(demo: Model, damaged: Model, digits: Digits, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
-def test_a_killed_process_resumes_to_the_same_result(folder: Path) -> None:
-    def command(out: str, checkpoint: str) -> list[str]:
-        return [
-            sys.executable,
-            str(folder / "run.py"),
-            str(folder),
-            "10",
-            str(folder / out),
-            checkpoint,
-        ]
+def run_here(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a script in this process, where torch is imported already."""
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(arguments[0])
 
-    subprocess.run(command("whole.onnx", ""), check=True, timeout=300)
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_result(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arguments(out: str, checkpoint: str) -> list[str]:
+        return [str(folder / "run.py"), str(folder), "6", str(folder / out), checkpoint]
+
+    run_here(arguments("whole.onnx", ""), monkeypatch)
     checkpoint = folder / "c"
-    process = subprocess.Popen(command("again.onnx", str(checkpoint)))
+    resumed = arguments("again.onnx", str(checkpoint))
+    process = subprocess.Popen([sys.executable, *resumed])
     while not checkpoint.exists() and process.poll() is None:
-        pass
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the process ended before it was killed"
-    subprocess.run(command("again.onnx", str(checkpoint)), check=True, timeout=300)
+    run_here(resumed, monkeypatch)
     assert digest(load(folder / "again.onnx")) == digest(load(folder / "whole.onnx"))
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(folder: Path) -> None:
+def test_two_processes_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without statistics over the batch, averaged gradients are those of one process."""
     arguments = [str(folder / "run.py"), str(folder), "1"]
-    subprocess.run(
-        [sys.executable, *arguments, str(folder / "one.onnx"), ""], check=True, timeout=300
-    )
+    run_here([*arguments, str(folder / "one.onnx"), ""], monkeypatch)
     launch = [
         sys.executable,
         "-m",

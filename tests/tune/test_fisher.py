@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.autodiff import LABELS, Loss
+from onnxprune.cli import run
 from onnxprune.data.dataset import open_data
 from onnxprune.data.labeled import LabeledData
 from onnxprune.demo import files as demo_files
@@ -188,37 +190,27 @@ def test_a_resumed_run_ends_with_the_same_result(
 def test_two_processes_remove_the_same_channels(tmp_path: Path) -> None:
     """Each adds the squared gradients of its samples to one sum."""
     files = demo_files()
-    arguments = [
-        "-m",
-        "onnxprune",
-        "tune",
-        str(files.model),
-        "--data",
-        str(files.evaluation),
-        "--loss",
-        "ce",
-        "--target",
-        "macs=85%",
-        "--interval",
-        "1",
-        "--steps",
-        "1",
+    arguments = ["tune", str(files.model), "--data", str(files.evaluation), "--loss", "ce"]
+    arguments += ["--target", "macs=90%", "--interval", "1", "--steps", "1"]
+    plans = [tmp_path / "0.json", tmp_path / "1.json"]
+    commands = [
+        [*arguments, "-o", str(plan.with_suffix(".onnx")), "--plan", str(plan)] for plan in plans
     ]
-    groups = []
-    for launch in (
-        [sys.executable],
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-    ):
-        plan = tmp_path / f"{len(groups)}.json"
-        places = ["-o", str(tmp_path / f"{len(groups)}.onnx"), "--plan", str(plan)]
-        subprocess.run(
-            [*launch, *arguments, *places],
-            check=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+    assert run(commands[0]) == 0  # in this process, where torch is imported already
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    # as torchrun starts them, which tests/tune/test_finetune.py does
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "onnxprune", *commands[1]],
+            env={**os.environ, **world, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
         )
-        groups.append(json.loads(plan.read_text())["groups"])
-    assert groups[0] == groups[1] and groups[0]
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    one, two = (json.loads(plan.read_text())["groups"] for plan in plans)
+    assert one == two and one
 
 
 def test_unreachable_targets_are_explained(analysis: Analysis, digits: Digits) -> None:
