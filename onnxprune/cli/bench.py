@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -63,6 +64,7 @@ def bench(
         from onnxprune.deploy.handoff import collect as read_results
 
         show_results(read_results(collect), as_json)
+        _write_table(Path(collect))
         return
     if ssh:
         show_results(run_over_ssh(models, ssh, recipe), as_json)
@@ -94,6 +96,19 @@ def bench(
     # on stderr: stdout holds nothing but the table or JSON
     for warning in result.warnings:
         say(f"warning: {warning}")
+
+
+def _write_table(folder: Path) -> None:
+    """Write the table of latencies if the bundle timed layers, and print what it is good for."""
+    from onnxprune.deploy.layers import INDEX, write_table
+    from onnxprune.engines.cost.table import SUFFIX
+
+    if not (folder / INDEX).is_file():
+        return
+    path = folder.with_name(folder.name + SUFFIX)
+    table = write_table(folder, path)
+    say(f"written to {path}: {table.describe_error()}")
+    say(f"next: onnxprune optimize MODEL --target latency.table:{path}=1.5x")
 
 
 def _format_models(result: BenchReport) -> str:

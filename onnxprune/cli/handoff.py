@@ -41,7 +41,8 @@ MOST_SHOWN = 12  # checks per severity, layers per model; checks.json has all
     "--to",
     required=True,
     metavar="TARGET",
-    help="jetson, hls4ml, nngen, finn, vitis-ai, gemmini or vela; or a device (onnxprune devices).",
+    help="jetson, remote (any machine with Python), hls4ml, nngen, finn, vitis-ai, gemmini, vela, "
+    "or a device (onnxprune devices).",
 )
 @click.option(
     "-o",
@@ -58,6 +59,11 @@ MOST_SHOWN = 12  # checks per severity, layers per model; checks.json has all
     metavar="NAME=VALUE",
     help="Option of the target; README.txt in the bundle lists them.",
 )
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Also time each layer at several widths (jetson, remote) for latency.table:FILE.",
+)
 @recipe_options("data", "runtime", without=("flip", "batch_size", "threads"))
 @ignored_options("flip", "batch_size", "threads")
 @shared
@@ -68,6 +74,7 @@ def handoff(
     output: str | None,
     overwrite: bool,
     options: tuple[str, ...],
+    layers: bool,
     recipe_file: str | None,
     as_json: bool,
     **values: Any,
@@ -92,6 +99,7 @@ def handoff(
         options={**preset, **mapping(text)(options)},
         samples=_read_samples(original, recipe) if recipe.data else None,
         overwrite=overwrite,
+        layers=_choose_multiple(to) if layers else 0,
     )
     if as_json:
         emit(
@@ -106,6 +114,15 @@ def handoff(
     click.echo(_format_checks(bundle))
     script = bundle.folder / "run.py"
     say(f"written to {bundle.folder}; next, on the target's machine: python3 {script}")
+
+
+def _choose_multiple(name: str) -> int:
+    """Return the multiple of the widths that layers are timed at."""
+    from onnxprune.deploy.layers import MULTIPLE
+    from onnxprune.engines.devices import DEVICES
+
+    device = DEVICES.get(name)
+    return MULTIPLE if device is None else device.channel_multiple(device.precision)
 
 
 def find_target(name: str) -> tuple[str, dict[str, str]]:

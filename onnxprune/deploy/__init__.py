@@ -13,6 +13,10 @@ TARGETS = Registry(
             "NVIDIA Jetson: latency by trtexec or TensorRT's Python bindings (8 to 11), power by "
             "tegrastats, DLA compatibility checks",
         ),
+        "remote": (
+            "onnxprune.deploy.targets.remote:TARGET",
+            "any machine with Python: latency by its onnxruntime or OpenVINO",
+        ),
         "hls4ml": (
             "onnxprune.deploy.targets.hls4ml:TARGET",
             "hls4ml: C++ simulation with g++; synthesis if Vitis HLS is installed",

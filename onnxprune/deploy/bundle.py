@@ -217,6 +217,8 @@ class HandoffTarget:
         Requirements of the target's machine, one line each.
     ops
         Supported operators -> tests of their limits.
+    any_op
+        Whether operators that `ops` does not list are supported as well.
     parse
         (results folder, model name) -> figures; DataError for missing or invalid reports.
     otherwise
@@ -255,6 +257,7 @@ class HandoffTarget:
     rewrite: Callable[[EditableModel, Shapes], None] | None = None
     opset: int = 13
     multiple: int = 1
+    any_op: bool = False
     sources: tuple[str, ...] = ()
 
 
@@ -272,7 +275,7 @@ def check(prepared: PreparedModel, target: HandoffTarget) -> tuple[Check, ...]:
     if target.whole is not None:
         checks += [Check("", "", severity, text) for severity, text in target.whole(prepared)]
     for node in prepared.nodes():
-        if node.op not in target.ops:
+        if node.op not in target.ops and not target.any_op:
             text = f"{target.title} does not support {node.op}"
             checks.append(Check(node.name, node.op, target.otherwise, text))
         # tests of every node also run on operators that the target lacks

@@ -16,6 +16,7 @@ from onnxprune.deploy import TARGETS
 from onnxprune.deploy.bundle import (
     SEVERITIES,
     Check,
+    Files,
     HandoffTarget,
     PreparedModel,
     Samples,
@@ -23,6 +24,7 @@ from onnxprune.deploy.bundle import (
     script,
 )
 from onnxprune.deploy.collect import FORMAT, MANIFEST, Collected, collect, round_trip
+from onnxprune.deploy.layers import layer_files
 from onnxprune.deploy.nodes import find_foreign_ops
 from onnxprune.deploy.prepare import prepare
 from onnxprune.errors import DataError, OutputError, UsageError, unknown
@@ -40,6 +42,7 @@ __all__ = [
     "round_trip",
 ]
 
+TIMES_LAYERS = ("jetson", "remote")
 RANDOM_BATCHES = 8  # batches of random samples if none are given
 SAMPLES = 200  # most samples that a bundle holds for a comparison of outputs
 _NUMPY = {
@@ -87,6 +90,7 @@ def handoff(
     options: Mapping[str, str] | None = None,
     samples: Samples | None = None,
     overwrite: bool = False,
+    layers: int = 0,
 ) -> HandoffBundle:
     """Write the bundle of a target.
 
@@ -101,17 +105,18 @@ def handoff(
     shapes
         Input name -> shape, for inputs with dynamic axes; a dynamic first axis is a batch of 1.
     options
-        Values of the target's options (`HandoffTarget.options`), as text.
+        Values of the target's options, as text.
     samples
-        Input name -> array of shape (n, ...), written with onnxruntime's outputs for flows that
-        simulate; None = seeded uniform numbers.
+        Input name -> array of shape (n, ...), or None for random ones.
     overwrite
         Replace an existing bundle.
+    layers
+        Multiple of the widths at which each layer of the original is timed as well; 0 = none.
 
     Raises
     ------
     UsageError
-        Unknown target, option or value.
+        Unknown target, option or value, or one whose script times no layers.
     DataError
         The samples do not fit the model's inputs.
     OutputError
@@ -119,15 +124,13 @@ def handoff(
     """
     target: HandoffTarget = TARGETS.get(to)
     values = choose(target, options or {})
-    # the manifest names the models in this order
     sources = {"original": original} | ({} if pruned is None else {"pruned": pruned})
     models = [prepare(model, name, target, shapes) for name, model in sources.items()]
     _check_samples(models[0], samples)
-    # all that can fail on the models comes before the first write
     checks = {m.name: check(m, target) for m in models}
     files = _list_files(target, models, values, samples)
+    files |= _list_layer_files(target, original, layers, shapes)
     folder = Path(folder)
-    # before the temporary folder: a refusal leaves nothing behind
     _check_replaceable(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # written beside the destination and renamed, so that no incomplete bundle is ever visible
@@ -137,6 +140,23 @@ def handoff(
         names = _write_manifest(bundle, target, models, values, sources)
         replace_folder(bundle, folder)  # the old bundle goes into the scratch folder
     return HandoffBundle(folder, to, checks, names)
+
+
+def _list_layer_files(
+    target: HandoffTarget,
+    original: Model,
+    multiple: int,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> Files:
+    """Return the files that time layers, {} for 0; UsageError if the target's script cannot."""
+    if not multiple:
+        return {}
+    if target.name not in TIMES_LAYERS:
+        raise UsageError(
+            "layers-target",
+            f"layers are timed on {' and '.join(TIMES_LAYERS)}, not {target.name}: omit --layers",
+        )
+    return layer_files(original, multiple, shapes)
 
 
 def choose(target: HandoffTarget, given: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from onnxprune.registry import Registry
 
 
 class Engines(Registry):
-    """Registry of engines; others by form: `systolic24x32-500mhz-8b`, `remote:HOST`."""
+    """Registry of engines; others by form: `systolic24x32`, `remote:HOST`, `table:FILE`."""
 
     def get(self, name: str) -> Any:
         """Return the engine of that name.
@@ -16,7 +16,7 @@ class Engines(Registry):
         Raises
         ------
         UsageError
-            The name is neither registered nor the description of an array or a host.
+            The name is neither registered nor describes an array, a host or a table.
         """
         # imported here: most names need neither, and the table must stay cheap to import
         if name not in self:
@@ -24,6 +24,10 @@ class Engines(Registry):
                 from onnxprune.engines.remote import parse_remote_name
 
                 return parse_remote_name(name)
+            if name.startswith("table:"):
+                from onnxprune.engines.cost.table import parse_table_name
+
+                return parse_table_name(name)
             from onnxprune.engines.cost.systolic import parse_array_name
 
             engine = parse_array_name(name)

@@ -81,7 +81,7 @@ def _tensor_cores(name: str, title: str, sparse: bool) -> Device:
 def _x86(name: str, title: str, lanes: int, evidence: str, int8: Multiple) -> Device:
     """Return a class of CPUs that onnxruntime runs on."""
     multiples = {"f32": Multiple(lanes, evidence), "int8": int8}
-    return Device(name, title, multiples, engine="onnxruntime")
+    return Device(name, title, multiples, handoff="remote", engine="onnxruntime")
 
 
 _STAIRCASE = f"{HERE}: a 3x3 convolution of 31 channels takes 2.1 times as long as one of 32"
@@ -113,6 +113,7 @@ DEVICES: Mapping[str, Device] = {
             "rpi5",
             "Raspberry Pi 5 (Cortex-A76)",
             {"f32": Multiple(4, _NEON), "f16": Multiple(8, _NEON), "int8": Multiple(16, _NEON)},
+            handoff="remote",
         ),
         _x86("x86-avx2", "x86 with AVX2", 8, _BLOCKED, Multiple(8, _AS_FLOAT)),
         _x86("x86-avx512", "x86 with AVX-512", 16, _STAIRCASE, Multiple(16, _AS_FLOAT)),

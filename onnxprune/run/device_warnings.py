@@ -29,6 +29,8 @@ def device_warnings(model: Model, recipe: Recipe) -> Iterator[str]:
     if not device.handoff:
         return
     target = TARGETS.get(device.handoff)
+    if target.any_op:
+        return
     lacking = Counter(n.op_type for n in model.proto.graph.node if n.op_type not in target.ops)
     if not lacking:
         return

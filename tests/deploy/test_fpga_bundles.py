@@ -20,6 +20,7 @@ NEEDED = {
     "gemmini": "onnxruntime-riscv",
     "vela": "tools/setup_vela.sh",
     "jetson": "nvidia-jetpack",
+    "remote": "runtime onnxruntime is not there",
 }
 
 

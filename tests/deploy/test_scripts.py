@@ -12,7 +12,7 @@ OLDEST = (3, 8)  # JetPack 5
 SCRIPTS = sorted(
     p.name for p in resources.files("onnxprune.deploy.scripts").iterdir() if p.name.endswith(".py")
 )
-OWN = {"common", "jetson_arrays", "jetson_python"}
+OWN = {"agent", "common", "jetson_arrays", "jetson_python", "layer_times"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -289,6 +289,36 @@ def run_trtexec(program: str, manifest: dict[str, Any], chosen: Namespace, resul
         trtexec.profile(name, engine)
 
 
+def time_layers(program: str, chosen: Namespace, results: Path) -> None:
+    """Build and time each layer of the bundle alone, for a table of latencies."""
+    # the bundle has these modules only if it has layers
+    import layer_times
+
+    engines: dict[str, Path] = {}
+
+    def measure(path: Path, name: str) -> float:
+        trtexec = Trtexec(program, chosen, results / "layers")
+        engine = engines.get(name) or trtexec.build(name, path)
+        engines[name] = engine
+        report = results / "layers" / (name + ".times.json")
+        command = [program, f"--loadEngine={engine}", "--warmUp=100", "--duration=0.3"]
+        command += trtexec.supported("--useSpinWait", "--noDataTransfers")
+        if chosen.dla == "none":
+            command += trtexec.supported("--useCudaGraph")
+        command += [*trtexec.dla(), f"--exportTimes={report}"]
+        common.run(command, results / "layers" / (name + ".log"))
+        rows = json.loads(report.read_text(encoding="utf-8"))
+        return min(float(row["computeMs"]) for row in rows)
+
+    (results / "layers").mkdir(exist_ok=True)
+    # the precision as the engines of onnxprune name it
+    precision = {"fp32": "f32", "fp16": "f16"}.get(chosen.precision, chosen.precision)
+    version = common.output(["dpkg-query", "-W", "-f=${Version}", "libnvinfer-bin"])
+    facts = {"runtime": "tensorrt", "version": version, "precision": precision, "threads": 1}
+    # trtexec takes the least of many inferences, and starting it takes longer than they do
+    layer_times.measure(results, measure, facts, passes=1, rounds=3)
+
+
 def run_python(manifest: dict[str, Any], chosen: Namespace, results: Path) -> None:
     """Do the same with TensorRT's Python bindings, for machines without trtexec."""
     if chosen.dla != "none":
@@ -333,6 +363,8 @@ def main() -> None:
         run_trtexec(trtexec, manifest, chosen, results)
     else:
         run_python(manifest, chosen, results)
+    if trtexec and (common.FOLDER / "layers.zip").is_file():
+        time_layers(trtexec, chosen, results)
     common.write_json(results / "done.json", {"models": sorted(manifest["models"])})
     common.finish(results)
 

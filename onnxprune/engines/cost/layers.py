@@ -100,13 +100,14 @@ class LayerSpec:
             )
         # the input's channels follow those of the weight
         shape = list(self.input)
-        shape[self._find_channel_axis()] = inputs
+        shape[self.channel_axis] = inputs
         weight = replace(self.layout, groups=group).resized(self.weight, inputs, outputs)
         attributes = tuple((k, group if k == "group" else v) for k, v in self.attributes)
         return replace(self, input=tuple(shape), weight=weight, attributes=attributes)
 
-    def _find_channel_axis(self) -> int:
-        """Return the axis of the input that holds the channels."""
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the input that holds the channels."""
         if self.op == "MatMul":
             return -1
         return 0 if self.op == "Gemm" and dict(self.attributes).get("transA") else 1
