@@ -397,6 +397,8 @@ class _Match:
         operand = self.node.operands[slot]
         if operand is None:
             return
+        if self.tokens[slot] is None:
+            raise Misfit(f"operand {slot} is a single value, not a weight")
         last = operand.axes[-1]
         if isinstance(last, np.ndarray):
             self.mask(slot, len(operand.axes) - 1, last, recurrent=True)
@@ -404,8 +406,11 @@ class _Match:
     def mask_parameters(self) -> None:
         """Record the masks of operands that hold the parameters of output channels."""
         for slot, axis in self.rule.zeroed.items():
-            operand = self.node.operands[slot] if slot < len(self.node.operands) else None
-            ids = None if operand is None else operand.axes[axis]
+            operand = self.node.operands[slot] if slot < len(self.tokens) else None
+            # a single value, which is written without axes, is one of all channels
+            if operand is None or self.tokens[slot] is None:
+                continue
+            ids = operand.axes[axis]
             if isinstance(ids, np.ndarray):
                 # the state that they determine is no operand, so no criterion measures it
                 self.mask(slot, axis, ids, added=True)

@@ -178,6 +178,13 @@ class Causes:
         roots = self._list_distinct(self.find(ids))
         return roots[self._why[roots] == 0]
 
+    def differ(self, ids: np.ndarray, other: Causes) -> np.ndarray:
+        """Return which ids may stand for another set in a copy of the causes, as all unions may."""
+        here, there = self.find(ids), other.find(ids)
+        freed = (self._why[here] == 0) != (other._why[there] == 0)
+        compound = (self._left[here] != 0) | (other._left[there] != 0)
+        return (here != there) | freed | compound
+
     def atoms(self, identity: int) -> frozenset[int]:
         """Return the free causes of an id."""
         stack, free, seen = [identity], set(), set()

@@ -24,6 +24,7 @@ from onnxprune.ir.nodes import STANDARD_DOMAINS, nested
 from onnxprune.ir.weights import Weight
 
 LEAST_VALUES = 16  # smaller weights are equal by chance
+MOST_TRIED = 1 << 28  # positions of axes in all trials together, some seconds
 _SAMPLED = 64  # values that are compared before all bytes are
 # Share of distinct values in a sample of a trained weight; constants of formulas repeat theirs
 _LEAST_DISTINCT = 0.5
@@ -34,17 +35,21 @@ Copies = Mapping[str, tuple[str, ...]]  # weight -> its copies
 def find_copies(record: Record) -> Copies:
     """Return the copies of each weight whose coupling neither freezes nor merges channels.
 
-    Sets are tried in graph order, each on top of those that were accepted before.
+    Sets are tried in graph order, each on top of those that were accepted before. After MOST_TRIED
+    positions in all trials, the copies that are left stay apart.
 
     Parameters
     ----------
     record
         Finished pass, with the uses of shared weights tied.
     """
-    axes = [a for use in record.uses for a in use.axes if isinstance(a, np.ndarray)]
+    axes = _Axes([a for use in record.uses for a in use.axes if isinstance(a, np.ndarray)])
     copies: dict[str, tuple[str, ...]] = {}
-    causes = record.causes
+    causes, left = record.causes, MOST_TRIED
     for similar in _similar_sets(record):
+        left -= len(axes.ids)
+        if left < 0:
+            break
         # before all bytes are read, which may be gigabytes
         if _couple(causes, [u for uses in similar.values() for u in uses], axes) is None:
             continue
@@ -56,18 +61,32 @@ def find_copies(record: Record) -> Copies:
     return copies
 
 
-def _couple(causes: Causes, uses: Sequence[Use], axes: list[np.ndarray]) -> Causes | None:
+class _Axes:
+    """Axes that must keep their freedom, and their ids in sequence with the axis of each."""
+
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        self.arrays = arrays
+        self.ids = np.concatenate([np.zeros(0, np.int64), *arrays])
+        self.owner = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
+
+    def changed(self, before: Causes, after: Causes) -> list[np.ndarray]:
+        """Return the axes of which a position may have other causes."""
+        differ = before.differ(self.ids, after)
+        return [self.arrays[i] for i in np.unique(self.owner[differ])]
+
+
+def _couple(causes: Causes, uses: Sequence[Use], axes: _Axes) -> Causes | None:
     """Return the causes with the axes of uses coupled; None if that takes freedom from `axes`."""
     arrays = [[a for a in use.axes if isinstance(a, np.ndarray)] for use in uses]
     # inputs and outputs of one use must not become the same channels
     layers = [np.concatenate(ids) for ids in arrays if ids]
-    before = _count_free(causes, [*layers, *axes])
-    if not any(free for free, _ in before[: len(layers)]):
+    if not any(free for free, _ in _count_free(causes, layers)):
         return None  # nothing can be cut
     # on a copy, so that a set that takes freedom away leaves no binding behind
     trial = causes.copy()
     tie_uses(trial, uses)
-    return trial if _count_free(trial, [*layers, *axes]) == before else None
+    touched = [*layers, *axes.changed(causes, trial)]
+    return trial if _count_free(trial, touched) == _count_free(causes, touched) else None
 
 
 def _count_free(causes: Causes, axes: list[np.ndarray]) -> list[tuple[int, int]]:

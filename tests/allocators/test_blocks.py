@@ -18,6 +18,7 @@ import onnxprune
 from onnxprune.allocators.allocate import allocate
 from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.blocks import removable_branches
+from onnxprune.analysis.running_cost import RunningCost
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.reconstruction import reconstruction
@@ -75,6 +76,16 @@ def planned(name: str, quiet: str, share: float, **constraints: Any) -> Plan:
     return allocate(
         name, context, scores, Constraints(budgets=budget, **{"blocks": True, **constraints})
     )
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4, 0.15])
+@pytest.mark.parametrize("name", ["knapsack", "uniform"])
+def test_costs_counted_group_by_group_give_the_same_plan(
+    monkeypatch: pytest.MonkeyPatch, name: str, share: float
+) -> None:
+    plan = planned(name, "w2", share)
+    monkeypatch.setattr(RunningCost, "of", lambda *_: None)
+    assert planned(name, "w2", share) == plan
 
 
 def removed_groups(plan: Plan) -> set[str]:

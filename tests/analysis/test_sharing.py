@@ -10,6 +10,7 @@ import pytest
 from graph_laws import assert_exact, random_plan
 from graph_text import net
 
+from onnxprune.analysis import copies
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
@@ -111,6 +112,12 @@ def copies_of(text: str) -> onnx.ModelProto:
             elif name in tensors:
                 seen.add(name)
     return proto
+
+
+def test_search_for_copies_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "MOST_TRIED", 10)
+    analysis = analyze(load(copies_of(SIAMESE)))
+    assert not analysis.copies and analysis.groups
 
 
 @pytest.mark.parametrize("text", [SIAMESE, PYRAMID, HEADS], ids=["siamese", "pyramid", "heads"])
