@@ -255,7 +255,8 @@ class Accumulator:
         if self._boxes is None or self._options.decoder is not None:
             missed = self._compared.warnings if self._compared else ()
             warnings = (*warnings, *missed, *self._left_out.values())
-        heads = {d.head.tensor: d.figures() for d in self._heads}
+        # none if only boxes are compared
+        heads = {d.head.tensor: d.figures() for d in self._heads if d.errors}
         if self._boxes is None:
             return Fidelity(outputs, self._samples, warnings=warnings, heads=heads)
         matched, total = self._boxes

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from graph_text import net
 
+from onnxprune.ir.compared import Compared
 from onnxprune.ir.heads import BINARY, CLASSES, SCORES, VALUES, find_heads, tensors_of
 from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
+from onnxprune.metrics.fidelity import Accumulator
 from onnxprune.metrics.head_divergence import HeadDivergence, position_weights
 from onnxprune.run.pipeline import optimize
 
@@ -151,3 +153,18 @@ def test_walks_end_in_deep_and_repetitive_graphs() -> None:
     text += "y=Identity(i400);z=Identity(j18) | float[N,8,4,4] y, float[N,m,4,4] z"
     heads = {head.tensor for head in find_heads(load(net(text)))}
     assert heads == {"y", "z"}
+
+
+def test_outputs_that_are_boxes_have_no_figures_of_heads() -> None:
+    text = (
+        f"{INPUT} | {WEIGHTS}, int64[3] four={{0,32,4}}, int64[2] one={{0,32}} | {RAW}"
+        "so=Sigmoid(o);boxes=Reshape(b,four);scores=Reshape(so,one);labels=Reshape(o,one) | "
+        "float[N,32,4] boxes, float[N,32] scores, float[N,32] labels"
+    )
+    model = load(net(text))
+    feeds = {"x": np.random.default_rng(1).standard_normal((4, 3, 8, 8)).astype(np.float32)}
+    outputs, heads = Session(model).run(feeds), find_heads(model)
+    sums = Accumulator(compared=Compared(("boxes", "scores", "labels")), heads=heads)
+    values = outputs | Session(model, tensors_of(heads)).run(feeds)
+    sums.update(values, values, feeds)
+    assert not sums.result().heads and not sums.result().outputs
