@@ -104,10 +104,14 @@ def refit_query(
     if traced is None:
         return
     fit, channels = traced
-    q, k = _arrange_by_head(pruned.values(query)), _arrange_by_head(pruned.values(key))
-    logits = _arrange_by_head([analysis.keep_values(out, v, removed) for v in original.values(out)])
-    # heads that broadcast have no matrix of their own
-    if logits.shape != (*q.shape[:3], k.shape[3]):
+    operands = [pruned.values(query), pruned.values(key)]
+    operands.append([analysis.keep_values(out, v, removed) for v in original.values(out)])
+    # an operand without samples, such as a weight behind QuantizeLinear, is no query or key
+    if any(values[0].ndim < 3 for values in operands):
+        return
+    q, k, logits = map(_arrange_by_head, operands)
+    # heads and samples that broadcast have no matrix of their own
+    if k.shape[:3] != (*q.shape[:2], q.shape[3]) or logits.shape != (*q.shape[:3], k.shape[3]):
         return
     mixtures = [best_mixture(q[:, h], k[:, h], logits[:, h]) for h in range(q.shape[1])]
     if not np.isfinite(mixtures).all():
@@ -210,14 +214,15 @@ def _trace_channels(
     if pruned.place(fit.linear.out) > pruned.place(tensor):
         return None
     size = model.weights[fit.bias].shape[0]
-    # the first probe measures the common factor, the second the channel numbers times it
+    # The first probe measures the common factor, the second the channel numbers times it. These are
+    # negative, because Relu, Elu and Abs let positive ones pass.
     ones, numbers = (
         _run_with_bias(model, fit, tensor, pruned, bias)
-        for bias in (np.ones(size), np.arange(1, size + 1))
+        for bias in (np.ones(size), -np.arange(1, size + 1))
     )
     if not ones.all():
         return None
-    channels = numbers / ones - 1
+    channels = -numbers / ones - 1
     first = channels[:1, :, :1]
     result = np.rint(first).astype(np.int64).reshape(-1, channels.shape[-1])
     is_constant = (

@@ -12,6 +12,7 @@ from repair_reference import Repaired, initializer, node_of
 from onnxprune.repair import attention, least_squares
 from onnxprune.repair.attention import best_mixture
 
+NONLINEAR = ["Tanh", "Relu", "Elu", "Abs", "LeakyRelu", "HardSwish"]
 SINGLE = 1e-4  # of the largest value
 HEADS = (
     "float[n,7,10] x | float[10,24] wq, float[24] bq, float[10,24] wk, float[24] bk, "
@@ -59,6 +60,13 @@ FUSED = (
     "k = Transpose<perm=[0,1,3,2]>(k0); l = MatMul(q, k); s = Softmax<axis=-1>(l); "
     "o = MatMul(s, v); o1 = Transpose<perm=[0,2,1,3]>(o); o2 = Reshape(o1, join); "
     "y = MatMul(o2, wo)"
+)
+
+COMPUTED_WEIGHT = (
+    "float[n,7,10] x | float[10,24] wq, float[24] bq, float[size] wk, float[9,6] wo, "
+    "float s = {0.02}, int8 z = {0} | q0 = MatMul(x, wq); q = Add(q0, bq);"
+    "w8 = QuantizeLinear(wk, s, z); k = DequantizeLinear(w8, s, z);"
+    "l = MatMul(q, k); y = MatMul(l, wo)"
 )
 
 
@@ -138,7 +146,11 @@ def test_the_mixture_is_merged_into_the_weights() -> None:
     )
 
 
-@pytest.mark.parametrize("text", [WITHOUT_BIAS, BENT], ids=["without bias", "bent"])
+@pytest.mark.parametrize(
+    "text",
+    [WITHOUT_BIAS, *(BENT.replace("Tanh", op) for op in NONLINEAR)],
+    ids=["without bias", *NONLINEAR],
+)
 def test_a_query_that_is_no_rearrangement_is_not_mixed(
     text: str, unmixed: Callable[..., Repaired]
 ) -> None:
@@ -147,6 +159,13 @@ def test_a_query_that_is_no_rearrangement_is_not_mixed(
         np.testing.assert_array_equal(
             initializer(repaired.after, name), initializer(plain.after, name)
         )
+
+
+@pytest.mark.parametrize("size", ["24,9", "1,24,9"])
+def test_an_operand_without_samples_is_no_key(size: str, unmixed: Callable[..., Repaired]) -> None:
+    text = COMPUTED_WEIGHT.replace("size", size)
+    plain, repaired = unmixed(text), Repaired.of(text)
+    np.testing.assert_array_equal(initializer(repaired.after, "wq"), initializer(plain.after, "wq"))
 
 
 def test_a_plan_that_keeps_all_changes_no_output() -> None:
