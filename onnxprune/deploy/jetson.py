@@ -196,7 +196,7 @@ def files(
             content[f"models/{m.name}.fp16.onnx"] = to_bytes(to_half(m.model))
         if options["precision"] == "int8" and not is_quantized(m.model):
             # TensorRT reads int8 only from QuantizeLinear and DequantizeLinear
-            copy = quantize_arrays(m.model, samples, "tensorrt")
+            copy = quantize_arrays(m.model, samples, "jetson")
             content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
     return content
 

@@ -9,20 +9,40 @@ in segments that end at a layer, so every node is executed once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
-from onnxprune.quantize.graph import DQ, initializers, producers
+from onnxprune.quantize.graph import DQ, Q, initializers, producers
 from onnxprune.quantize.ranges import Feeds
 
-_CHANNEL_AXIS = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1}
-_MOST_STEPS = 2**31 - 1
+# of an Add only after a MatMul, whose bias it adds
+_CHANNEL_AXIS = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "Add": -1}
 
 
-def correct_biases(original: ModelProto, quantized: ModelProto, feeds: Sequence[Feeds]) -> int:
+class _Bias(NamedTuple):
+    """Names of the initializers of a bias; without a scale it is float."""
+
+    values: str
+    scale: str = ""
+    zero_point: str = ""
+
+    def read(self, values: Mapping[str, TensorProto]) -> np.ndarray:
+        """Return the bias in float64."""
+        numbers = numpy_helper.to_array(values[self.values]).astype(np.float64)
+        if self.zero_point:
+            numbers -= numpy_helper.to_array(values[self.zero_point])
+        if self.scale:
+            numbers *= numpy_helper.to_array(values[self.scale])
+        return np.asarray(numbers)
+
+
+def correct_biases(
+    original: ModelProto, quantized: ModelProto, feeds: Sequence[Feeds], products: bool = True
+) -> int:
     """Correct the biases of a quantized graph in place; return how many.
 
     Parameters
@@ -31,12 +51,14 @@ def correct_biases(original: ModelProto, quantized: ModelProto, feeds: Sequence[
         Float graph with the same names of nodes.
     feeds
         Inputs that gave no ranges.
+    products
+        Also correct biases that are added to a product.
     """
     if _has_subgraphs(quantized) or not feeds:
         return 0
     reference, corrected = _Runner(original, feeds), _Runner(quantized, feeds)
     outputs = {node.name: node.output[0] for node in original.graph.node}
-    biases = _find_biases(quantized)
+    biases = _find_biases(quantized, products)
     count = 0
     for node in list(quantized.graph.node):
         if node.name not in biases or node.name not in outputs:
@@ -50,19 +72,13 @@ def correct_biases(original: ModelProto, quantized: ModelProto, feeds: Sequence[
     return count
 
 
-def carry_biases(quantized: ModelProto, original: ModelProto) -> None:
-    """Give the layers of a float graph the corrected biases of a quantized one, in place."""
-    values, floats = initializers(quantized), initializers(original)
-    biases = _find_biases(quantized)
-    for node in original.graph.node:
-        name, scale_name = biases.get(node.name, ("", ""))
-        if name not in values or len(node.input) < 3 or node.input[2] not in floats:
-            continue
-        bias = numpy_helper.to_array(values[name]).astype(np.float64)
-        if scale_name:
-            bias *= numpy_helper.to_array(values[scale_name])
-        target = floats[node.input[2]]
-        target.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), target.name))
+def carry_biases(pairs: ModelProto, operators: ModelProto) -> None:
+    """Give QLinear operators, in place, the corrected biases of the same graph with pairs."""
+    values, targets = initializers(pairs), initializers(operators)
+    for bias in _find_biases(pairs, False).values():
+        new, old = values[bias.values], targets.get(bias.values)
+        if old is not None and (old.data_type, old.dims) == (new.data_type, new.dims):
+            old.CopyFrom(new)
 
 
 def _shrink(errors: np.ndarray) -> np.ndarray:
@@ -84,43 +100,56 @@ def _has_subgraphs(proto: ModelProto) -> bool:
     return any(a.type == AttributeProto.GRAPH for n in proto.graph.node for a in n.attribute)
 
 
-def _find_biases(proto: ModelProto) -> dict[str, tuple[str, str]]:
-    """Return quantized layer -> initializers of its bias and its scale ("" of a float bias)."""
+def _find_biases(proto: ModelProto, products: bool) -> dict[str, _Bias]:
+    """Return quantized layer -> its bias."""
     values, made = initializers(proto), producers(proto)
     uses = [name for node in proto.graph.node for name in node.input]
     biases = {}
     for node in proto.graph.node:
-        if node.op_type not in _CHANNEL_AXIS or len(node.input) < 3:
-            continue
-        weight = made.get(node.input[1])
+        layer, operand = node, ""
+        if node.op_type == "Add" and products:
+            layer, operand = _find_product(node, made)
+        elif node.op_type in _CHANNEL_AXIS and len(node.input) > 2:
+            operand = str(node.input[2])
         # excluded layers have a float weight
+        weight = made.get(layer.input[1]) if operand else None
         if weight is None or weight.op_type != DQ:
             continue
-        name, scale = str(node.input[2]), ""
-        computed = made.get(name)
+        bias, computed = _Bias(operand), made.get(operand)
         if computed is not None and computed.op_type == DQ:
-            name, scale = str(computed.input[0]), str(computed.input[1])
+            bias = _Bias(*map(str, computed.input))
         # a bias that layers share cannot follow one of them
-        if name in values and uses.count(name) == 1:
-            biases[node.name] = name, scale
+        if bias.values in values and uses.count(bias.values) == 1:
+            biases[node.name] = bias
     return biases
 
 
-def _shift_bias(proto: ModelProto, bias: tuple[str, str], error: np.ndarray) -> np.ndarray:
+def _find_product(node: NodeProto, made: Mapping[str, NodeProto]) -> tuple[NodeProto, str]:
+    """Return the MatMul whose result an Add has as operand, and the other one, "" without."""
+    for slot in (0, 1):
+        source = made.get(node.input[slot])
+        # what engines fuse has no pair between
+        while source is not None and source.op_type in (Q, DQ):
+            source = made.get(source.input[0])
+        if source is not None and source.op_type == "MatMul":
+            return source, str(node.input[1 - slot])
+    return node, ""
+
+
+def _shift_bias(proto: ModelProto, bias: _Bias, error: np.ndarray) -> np.ndarray:
     """Add an error to a bias, and return what was added after rounding."""
     values = initializers(proto)
-    name, scale_name = bias
-    old = numpy_helper.to_array(values[name])
-    if old.ndim != 1 or old.shape != error.shape:
+    before = bias.read(values)
+    if before.ndim != 1 or before.shape != error.shape:
         return np.zeros(error.shape)
-    if not scale_name:
-        new = (old + error).astype(old.dtype)
-        values[name].CopyFrom(numpy_helper.from_array(new, name))
-        return np.asarray(new, np.float64) - old
-    scale = numpy_helper.to_array(values[scale_name]).astype(np.float64)
-    steps = np.clip(np.rint(old + error / scale), -_MOST_STEPS, _MOST_STEPS).astype(np.int32)
-    values[name].CopyFrom(numpy_helper.from_array(steps, name))
-    return (steps.astype(np.float64) - old) * scale
+    old = numpy_helper.to_array(values[bias.values])
+    new = old + error
+    if bias.scale:
+        scale = numpy_helper.to_array(values[bias.scale]).astype(np.float64)
+        limits = np.iinfo(old.dtype)
+        new = np.clip(np.rint(old + error / scale), limits.min, limits.max)
+    values[bias.values].CopyFrom(numpy_helper.from_array(new.astype(old.dtype), bias.values))
+    return bias.read(values) - before
 
 
 class _Runner:

@@ -35,6 +35,8 @@ class Form:
         All scales are powers of two.
     operators
         QLinearConv and others in place of QuantizeLinear/DequantizeLinear around float operators.
+    fuses_adds
+        An Add is fused into the layer before it, whose output then stays float.
     ops
         Operators to quantize; None = all that onnxruntime's tool knows but some that need digits.
     options
@@ -46,6 +48,7 @@ class Form:
     per_channel: bool = True
     power_of_two: bool = False
     operators: bool = False
+    fuses_adds: bool = False
     ops: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -56,6 +59,7 @@ FORMS: Mapping[str, Form] = {
     "tensorrt": Form(
         signed=True,
         symmetric=True,
+        fuses_adds=True,
         ops=(*LINEAR_OPS, "Add"),
         # TensorRT wants pairs on weights, and biases in float32
         options={**_INPUTS_ONLY, "QuantizeBias": False, "AddQDQPairToWeight": True},
@@ -63,6 +67,7 @@ FORMS: Mapping[str, Form] = {
     "openvino": Form(
         signed=True,
         symmetric=True,
+        fuses_adds=True,
         ops=(*LINEAR_OPS, "Add"),
         options={**_INPUTS_ONLY, "QuantizeBias": False},
     ),
@@ -70,11 +75,20 @@ FORMS: Mapping[str, Form] = {
     # runtimes of integer arrays know no pairs, and shift by one scale per tensor
     "qlinear": Form(signed=True, symmetric=True, per_channel=False, operators=True),
 }
-_OF_ENGINE = {"tensorrt": "tensorrt", "openvino": "openvino"}
+# engines and hand-off targets
+_OF_TARGET = {
+    "tensorrt": "tensorrt",
+    "trtexec": "tensorrt",
+    "onnxruntime-tensorrt": "tensorrt",
+    "jetson": "tensorrt",
+    "openvino": "openvino",
+    "vitis-ai": "pow2",
+    "gemmini": "qlinear",
+}
 
 
-def find_form(name: str, engine: str = "") -> tuple[str, Form]:
-    """Return name and form; "auto" is the form of the engine, u8s8 for others.
+def find_form(name: str, target: str = "") -> tuple[str, Form]:
+    """Return name and form; "auto" is the form of an engine or hand-off target, u8s8 for others.
 
     Raises
     ------
@@ -82,7 +96,7 @@ def find_form(name: str, engine: str = "") -> tuple[str, Form]:
         There is no form of that name.
     """
     if name == AUTO:
-        name = _OF_ENGINE.get(engine, "u8s8")
+        name = _OF_TARGET.get(target, "u8s8")
     if name not in FORMS:
         raise unknown("quantize-form", name, (*FORMS, AUTO), code="option-value")
     return name, FORMS[name]

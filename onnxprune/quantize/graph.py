@@ -57,7 +57,7 @@ def build(proto: ModelProto, ranges: Any, form: Form, excluded: Iterable[str]) -
         # weights must be rounded on the final scales, so the tool runs again with them
         result = _quantize(proto, ranges, form, excluded, _round_scales(result))
         _snap_scales(result)
-    if form.ops is not None:
+    if form.fuses_adds:
         result = _fuse_residual_adds(result)
     _protect(result, set(excluded))
     return result
@@ -145,12 +145,18 @@ def _snap_scales(proto: ModelProto) -> None:
 def _fuse_residual_adds(proto: ModelProto) -> ModelProto:
     """Return the graph with one input of each residual Add in float, that of a layer before it.
 
-    TensorRT fuses convolution and Add if only the other input is quantized.
+    TensorRT fuses convolution and Add if only the other input is quantized, and a bias that is
+    added to a product if it is float.
     """
     made, uses = producers(proto), count_uses(proto)
+    constants = initializers(proto)
     for node in proto.graph.node:
         if node.op_type != "Add":
             continue
+        for slot in (0, 1):
+            pair = _trace_pair(made, node.input[slot])
+            if pair in constants:
+                node.input[slot] = pair
         # the last layer that is computed, whose output nothing else uses
         for slot in (1, 0):
             pair = _trace_pair(made, node.input[slot])

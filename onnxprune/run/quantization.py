@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.data.dataset import Data, flips
+from onnxprune.engines.devices import get_device
 from onnxprune.ir.io import Model, digest
 from onnxprune.ir.quantize import is_quantized
 from onnxprune.metrics.base import plain
@@ -52,7 +53,6 @@ def quantize_for(
     """
     if recipe.quantize == FP16:
         return quantize_half(model, data), {"form": FP16, "warnings": [], "text": HALF_TEXT}
-    engines = engines_of(recipe)
     exclude = list(recipe.quantize_exclude)
     if pruned and exclude:
         proto = prepare(model)
@@ -63,13 +63,21 @@ def quantize_for(
         recipe.quantize_form,
         recipe.quantize_calibrate,
         exclude,
-        engine=engines[0] if engines else "",
+        engine=_find_target(recipe),
         max_divergence=max_divergence,
         decoder=recipe.decoder,
         threads=recipe.threads,
         progress=progress,
     )
     return result.model, {**result.facts(), "text": result.describe()}
+
+
+def _find_target(recipe: Recipe) -> str:
+    """Return the hand-off target of the device, else the first engine, "" without both."""
+    if recipe.device is None:
+        return next(iter(engines_of(recipe)), "")
+    device = get_device(recipe.device)
+    return device.handoff or device.engine
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class QuantizeOptions(DeviceOptions):
         parsers.choice(AUTO, *FORM_NAMES),
         "quantize",
         "NAME",
-        f"Form of the int8 graph: {', '.join(FORM_NAMES)}; auto = that of the engine.",
+        f"Form of the int8 graph: {', '.join(FORM_NAMES)}; auto = that of the device or engine.",
     )
     quantize_calibrate: str = option_field(
         AUTO,

@@ -7,20 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, numpy_helper
+from graph_text import net
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxprune.cli import run
-from onnxprune.data.dataset import Data
+from onnxprune.data.dataset import Data, open_data
 from onnxprune.demo import files
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.ir.io import Model, load
+from onnxprune.ir.edit import copy_message
+from onnxprune.ir.io import Model, load, to_bytes
+from onnxprune.ir.runtime import Session
 from onnxprune.metrics.fidelity import fidelity
-from onnxprune.quantize import graph
+from onnxprune.quantize import graph, static
 from onnxprune.quantize.bias import correct_biases
+from onnxprune.quantize.equalize import _find_pairs, equalize
 from onnxprune.quantize.forms import FORMS, list_ops
 from onnxprune.quantize.half import quantize_half
 from onnxprune.quantize.ranges import collect_ranges, prepare
-from onnxprune.quantize.static import compare_optimization, quantize
+from onnxprune.quantize.static import _Parts, _Work, compare_optimization, quantize
 from onnxprune.run.adapter import open_inputs
 from onnxprune.run.quantization import exclude_within, judge_rows, quantize_candidate
 from onnxprune.run.recipe import Recipe
@@ -99,10 +103,65 @@ def test_sequential_correction_approaches_the_means_of_the_float_layers(
     assert shift(corrected) < 0.4 * shift(plain)
 
 
-def _run(proto: object, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    from onnxprune.ir.runtime import Session
+@pytest.mark.parametrize("form", ["pow2", "tensorrt"])
+def test_a_bias_that_is_added_to_a_product_is_corrected(form: str) -> None:
+    weights = ", ".join(f"float[12,12] w{i}, float[12] b{i}" for i in range(3))
+    model = load(
+        net(
+            f"float[n,5,12] x | {weights} | a = MatMul(x, w0); c = Add(a, b0); d = Relu(c); "
+            "e = MatMul(d, w1); f = Add(b1, e); g = MatMul(f, w2); y = Add(g, b2)"
+        )
+    )
+    # most inputs are small, so that their rounding shifts means
+    feed = {"x": np.random.default_rng(0).random((256, 5, 12), np.float32) ** 4}
+    data = open_data(feed, Session(model).inputs, samples=256)
+    parts = _Parts([feed], [feed], data)
+    work = _Work(model, prepare(model), FORMS[form], parts, None, 1)
+    ranges = collect_ranges(work.proto, "minmax", list_ops(work.form), True, [feed])
+    plain = work.build(ranges, {})
+    corrected, count = work.correct(ModelProto.FromString(to_bytes(plain)), ranges, {})
+    expected = Session(model).run(feed)["y"]
+    shifts = [
+        np.abs((Session(m).run(feed)["y"] - expected).mean((0, 1))).mean()
+        for m in (load(corrected), plain)
+    ]
+    assert count == 3 and shifts[0] < 0.8 * shifts[1]
 
+
+def _run(proto: object, feeds: dict[str, np.ndarray]) -> np.ndarray:
     return Session(load(proto), optimize=False).run(feeds)["logits"]
+
+
+def test_equalization_keeps_the_float_graph_and_repairs_unequal_channels(
+    model: Model, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unequal = prepare(model)
+    values = {t.name: t for t in unequal.graph.initializer}
+    pairs = _find_pairs(unequal, values)
+    factors = np.exp2(np.random.default_rng(0).integers(-4, 5, 512)).astype(np.float32)
+    for first, second in pairs:
+        depthwise = values[second.input[1]].dims[1] == 1
+        moves = [(first.input[1], 0, factors), (first.input[2], 0, factors)]
+        for name, axis, by in (*moves, (second.input[1], 1 - depthwise, 1 / factors)):
+            old = numpy_helper.to_array(values[name])
+            shape = [-1 if i == axis else 1 for i in range(old.ndim)]
+            new = old * by[: old.shape[axis]].reshape(shape)
+            values[name].CopyFrom(numpy_helper.from_array(new, name))
+    equal = copy_message(unequal)
+    assert equalize(equal) == len(pairs) > 2
+    (feed,) = list(data.batches(64))[:1]
+    expected = _run(prepare(model), feed)
+    assert all(np.array_equal(_run(proto, feed), expected) for proto in (unequal, equal))
+    # quantized in the same way as without the factors
+    errors = [
+        fidelity(model, quantize(m, data, "qlinear", "minmax", correct=False).model, data)
+        for m in (model, load(unequal))
+    ]
+    assert errors[1].divergence < 1.2 * errors[0].divergence
+    monkeypatch.setattr(static, "equalize", lambda proto: 0)
+    control = quantize(load(unequal), data, "qlinear", "minmax", correct=False)
+    assert fidelity(model, control.model, data).divergence > 2 * errors[1].divergence
+    assert not control.equalized
 
 
 def test_sensitive_nodes_are_excluded_until_the_limit_holds(model: Model, data: Data) -> None:

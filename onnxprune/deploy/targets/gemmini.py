@@ -57,7 +57,7 @@ def files(
     for m in models:
         if samples and not is_quantized(m.model):
             # onnxruntime-riscv maps QLinear operators to the array, not pairs of Q/DQ
-            copy = quantize_arrays(m.model, samples, "qlinear")
+            copy = quantize_arrays(m.model, samples, "gemmini")
             content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
     return content | {"estimate.json": text.encode()}
 

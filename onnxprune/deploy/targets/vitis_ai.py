@@ -69,7 +69,7 @@ def files(
         if is_quantized(m.model):
             content[f"models/{m.name}.int8.onnx"] = to_bytes(m.model)
         elif options["quantizer"] == "onnxprune":
-            copy = quantize_arrays(m.model, samples, "pow2")
+            copy = quantize_arrays(m.model, samples, "vitis-ai")
             content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
     return content
 
