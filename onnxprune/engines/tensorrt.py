@@ -229,10 +229,12 @@ class TensorRtModel(Compiled):
     def device_memory_bytes(self) -> int | None:
         """Return the size of the engine (weights and kernels) and its scratch memory."""
         # version 10.0 has only the older name, 11 only the newer one
-        name = "device_memory_size_v2"
-        if not hasattr(self._engine, name):
-            name = "device_memory_size"
-        return int(getattr(self._engine, name)) + self._size
+        engine = self._engine
+        only_old = hasattr(engine, "device_memory_size") and not hasattr(
+            engine, "device_memory_size_v2"
+        )
+        size = engine.device_memory_size if only_old else engine.device_memory_size_v2
+        return int(size) + self._size
 
     def notes(self) -> tuple[str, ...]:
         """Return what makes the times less comparable."""

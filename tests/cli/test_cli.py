@@ -117,7 +117,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["rules", "criteria", "engines", "doctor"])
+@pytest.mark.parametrize("command", ["rules", "criteria", "engines", "devices", "doctor"])
 def test_lists_print_json_and_nothing_else_on_stdout(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from onnxprune.run.recipe import OPTIONS, Recipe
 from onnxprune.run.target import Target
 
 MODEL = demo.files().model
-LISTS = ("doctor", "rules", "criteria", "engines")
+LISTS = ("doctor", "rules", "criteria", "engines", "devices")
 FAST = ["--criterion=l2", "--repair=none", "--engine=none"]
 
 
@@ -67,9 +67,7 @@ def test_help_lists_options_by_purpose_and_hides_those_for_experts() -> None:
                 assert bool(listed) == (group_of(option) != EXPERT), (name, flag)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in COMMANDS if n not in ("doctor", "rules", "criteria", "engines")]
-)
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in LISTS])
 def test_help_begins_with_examples_that_parse(name: str) -> None:
     command = commands()[name]
     assert command.examples
