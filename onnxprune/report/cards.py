@@ -12,7 +12,7 @@ from onnxprune.report.verdict import agreement_name, judge
 # beside the color, which not everyone sees
 _WORDS = {
     "cost": {GOOD: "✓ met", FAIR: "! met in part", BAD: "✗ missed", UNKNOWN: "? not counted"},
-    "quality": {GOOD: "✓ good", FAIR: "! changed", BAD: "✗ unusable", UNKNOWN: "? not measured"},
+    "quality": {GOOD: "✓ good", FAIR: "! changed", BAD: "✗ unusable", UNKNOWN: "? not judged"},
     "speed": {
         GOOD: "✓ faster",
         FAIR: "! no clear gain",
