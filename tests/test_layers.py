@@ -21,7 +21,18 @@ START_CPU_S = 0.5
 
 # from the bottom; members of a layer may import each other in one direction
 LAYERS = (
-    ("errors", "types", "registry", "files", "events", "named", "summary", "demo", "moved"),
+    (
+        "errors",
+        "types",
+        "registry",
+        "files",
+        "scratch",
+        "events",
+        "named",
+        "summary",
+        "demo",
+        "moved",
+    ),
     ("ir",),
     ("analysis",),
     ("surgery",),

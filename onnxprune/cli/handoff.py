@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from onnxprune.cli.common import (
     shared,
 )
 from onnxprune.errors import UsageError
+from onnxprune.scratch import Scratch
 
 if TYPE_CHECKING:
     from onnxprune.deploy.handoff import Collected, HandoffBundle
@@ -186,7 +186,7 @@ def run_over_ssh(models: tuple[str, ...], host: str, recipe: Recipe) -> Collecte
     options = {"precision": JETSON_PRECISIONS[recipe.precision], "duration": f"{recipe.seconds:g}"}
     original = load(models[0])
     pruned = load(models[1]) if len(models) == 2 else None
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+    with Scratch() as scratch:
         # inside of the temporary folder: a bundle does not replace one that exists
         folder = Path(scratch) / "bundle"
         write_bundle(original, pruned, "jetson", folder, shapes=recipe.shape, options=options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from onnxprune.errors import EngineError, UsageError, unknown
 from onnxprune.ir.example_sizes import name_shapes
 from onnxprune.ir.io import Model, load, save
 from onnxprune.moved import old_names
+from onnxprune.scratch import Scratch
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # noqa: UP035 - in typing from 3.11 on
@@ -432,7 +432,7 @@ def as_file(source: Source) -> Iterator[Path]:
     if not isinstance(source, Model):
         yield Path(source)
         return
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with Scratch() as folder:
         path = Path(folder) / "model.onnx"
         save(source, path)
         yield path

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from onnxprune.engines.kernels import (
 )
 from onnxprune.errors import EngineError
 from onnxprune.ir.io import save
+from onnxprune.scratch import Scratch
 
 # in a process of its own, which run_converter can end after a limit of time
 _CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv)"
@@ -100,7 +100,7 @@ class MnnModel(Compiled):
         self._model = fix_shapes(open_model(source), options.shapes)
         self._inputs = static_inputs(self._model, {})
         self.outputs = tuple(o.name for o in self._model.proto.graph.output)
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        with Scratch() as folder:
             path = Path(folder) / "model.onnx"
             save(self._model, path)
             self._net = MNN.Interpreter(str(_convert(name, path)))

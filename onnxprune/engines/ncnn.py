@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +35,7 @@ from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model, save
 from onnxprune.ir.nodes import label, set_attribute
 from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.scratch import Scratch
 
 CHANNELS = 16  # channels per pack with AVX-512
 _TYPES = {
@@ -121,7 +121,7 @@ class NcnnModel(Compiled):
         settings.use_fp16_storage = False
         settings.use_fp16_arithmetic = False
         settings.use_bf16_storage = options.precision == "bf16"
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        with Scratch() as folder:
             path = Path(folder) / "model.onnx"
             save(model, path)
             self._load(*_convert(name, path, self._inputs))

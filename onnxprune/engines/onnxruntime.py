@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from onnxprune.engines.base import (
 from onnxprune.engines.cpu import vector_channels
 from onnxprune.engines.kernels import kernel_times, map_kernels
 from onnxprune.errors import EngineError
+from onnxprune.scratch import Scratch
 
 PROFILE_WARMUP = 3  # most inferences in a profile that are not counted
 # of int8 on the CPU with VNNI, as benchmarks/int8_widths.py measures them
@@ -145,7 +145,7 @@ class OnnxRuntimeModel(Compiled):
         """
         del self._session
         with (
-            tempfile.TemporaryDirectory(prefix="onnxprune-") as folder,
+            Scratch() as folder,
             as_file(self._source) as path,
         ):
             settings = self._make_options()

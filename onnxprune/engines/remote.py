@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from onnxprune.engines.openvino import assemble_profile
 from onnxprune.engines.trtexec import Tool, ToolResult, TrtExecModel
 from onnxprune.errors import EngineError, UsageError, unknown
 from onnxprune.ir.io import Model, to_bytes
+from onnxprune.scratch import Scratch
 
 T = TypeVar("T")
 PREFIX, DEFAULT_RUNTIME = "remote:", "onnxruntime"
@@ -244,7 +244,7 @@ class RemoteModel(_Restored):
             for name, op, ms in answer["times"]:
                 times.setdefault((name, op), []).append(ms)
             return assemble_profile(times, answer["origins"], nodes)
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        with Scratch() as folder:
             events, graph = Path(folder) / "events.json", Path(folder) / "graph.onnx"
             events.write_bytes(data[: answer["events"]])
             graph.write_bytes(data[answer["events"] :])

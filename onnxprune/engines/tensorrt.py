@@ -8,7 +8,6 @@ are detected by `hasattr`.
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from onnxprune.errors import EngineError
 from onnxprune.files import write_bytes
 from onnxprune.ir.half import to_half
 from onnxprune.ir.io import Model, save
+from onnxprune.scratch import Scratch
 
 MAJORS = (10, 11)
 MULTIPLES = {"f32": 1, "f16": 8, "bf16": 8, "int8": 32}  # channels per tile of a tensor core
@@ -134,7 +134,7 @@ def build(trt: Any, model: Model, options: EngineOptions) -> bytes:
     parser = trt.OnnxParser(network, logger)
     # the graph must hold float16 where the flag is gone
     needs_half = options.precision == "f16" and not hasattr(trt.BuilderFlag, "FP16")
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with Scratch() as folder:
         path = Path(folder) / "model.onnx"
         save(to_half(model) if needs_half else model, path)
         # a path, so that TensorRT finds external data

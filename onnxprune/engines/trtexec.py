@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +39,7 @@ from onnxprune.engines.trt_logs import parse_profile, parse_times
 from onnxprune.errors import EngineError
 from onnxprune.ir.half import to_half
 from onnxprune.ir.io import Model, save
+from onnxprune.scratch import Scratch
 
 PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 # trtexec's own default
@@ -144,7 +144,7 @@ class LocalTool:
 
     def __init__(self, program_path: str, cache: Path | None = None) -> None:
         self._program = program_path
-        self._temporary = tempfile.TemporaryDirectory(prefix="onnxprune-")
+        self._temporary = Scratch()
         self._folder = Path(self._temporary.name)
         self._shared = cache or self._folder
 

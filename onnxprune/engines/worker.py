@@ -14,7 +14,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Compiled, EngineOptions, LayerTime, Source
 from onnxprune.errors import EngineError, OnnxpruneError
 from onnxprune.ir.io import Model, save
+from onnxprune.scratch import Scratch
 
 _QUOTED = 300  # characters of stderr or of an exception in an error
 CHECK_S = 1.0  # between looks at the state of a child that has to answer
@@ -55,7 +55,7 @@ class Worker(Compiled):
 
     def __init__(self, engine: str, source: Source, options: EngineOptions) -> None:
         self.engine = engine
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
+        self._folder = Scratch()
         self._fed: int | None = None
         self._reason = ""  # why the child was ended
         # a file, because a pipe that nobody reads would block the child

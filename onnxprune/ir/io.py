@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import mmap
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -40,6 +41,8 @@ __all__ = ["EditableModel", "Model", "ModelView", "digest", "load", "save", "ser
 INLINE_BYTES = 1024  # initializers up to this size are parsed with the graph
 DATA = ".data"  # suffix of external data
 _NAMED_DIGITS = 16  # of the hash of external data in their name
+# what follows the name of the graph; versions before 0.2 gave no hash, or a shorter one
+_OWN_DATA = re.compile(rf"(\.[0-9a-f]{{8}}|\.[0-9a-f]{{{_NAMED_DIGITS}}})?{re.escape(DATA)}")
 EXTERNAL_ALIGN_BYTES = 4096  # page size, so that onnxruntime can map external data
 
 
@@ -307,7 +310,7 @@ def _find_own_data(path: Path | None) -> set[Path]:
 
 def is_own_data(path: Path, name: str) -> bool:
     """Return whether `save` gives such a name to the external data of the graph at `path`."""
-    return "/" not in name and name.startswith(f"{path.name}.") and name.endswith(DATA)
+    return name.startswith(path.name) and bool(_OWN_DATA.fullmatch(name[len(path.name) :]))
 
 
 def _map_file(path: Path) -> memoryview:

@@ -35,7 +35,7 @@ MOST_ENDS = 4096  # inputs and outputs of the graph
 # positions that are followed one by one; nodes that rearrange longer axes keep their channels
 LONGEST_AXIS = 1 << 22
 # nodes after inlining: the larger of a constant and a multiple of the nodes in the file
-MOST_UNFOLDED, UNFOLDED_FACTOR = 20_000, 100
+MOST_UNFOLDED, UNFOLDED_FACTOR = 20_000, 20
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 

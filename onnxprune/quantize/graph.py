@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from onnxprune.ir.passes.remove_unused import remove_dead
 from onnxprune.ir.quantize import PER_CHANNEL_OPSET
 from onnxprune.quantize.forms import Form, list_ops
 from onnxprune.quantize.ranges import quiet_logging
+from onnxprune.scratch import Scratch
 
 DQ, Q = "DequantizeLinear", "QuantizeLinear"
 _INTEGER = {
@@ -227,7 +227,7 @@ def optimized(model: Model) -> ModelProto:
     """Return the graph that onnxruntime executes."""
     import onnxruntime
 
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with Scratch() as folder:
         path = Path(folder) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +16,7 @@ from onnx import ModelProto, numpy_helper, save_model, version_converter
 from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.quantize import PER_CHANNEL_OPSET, FeedReader
+from onnxprune.scratch import Scratch
 
 Feeds = Mapping[str, np.ndarray]
 PERCENTILE = 99.99
@@ -41,7 +41,7 @@ def prepare(model: Model) -> ModelProto:
         # converters of old operators are incomplete; the caller then quantizes per tensor
         with contextlib.suppress(Exception):
             proto = version_converter.convert_version(proto, PER_CHANNEL_OPSET)
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with Scratch() as folder:
         source, path = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
         # from a file, because the tool loses weights of some messages
         save_model(proto, str(source))
@@ -114,7 +114,7 @@ def collect_ranges(
         options |= {"percentile": PERCENTILE, "num_bins": BINS}
     elif method == "entropy":
         kind = CalibrationMethod.Entropy
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with Scratch() as folder:
         path = Path(folder) / "float.onnx"
         save_model(proto, str(path))
         try:

@@ -30,7 +30,7 @@ from tests.robustness.fuzz import prepare
 NEEDS_NO_SPACE = ("replace", "rename")
 END_S = 20.0  # after a run, for the processes of engines
 RUNS = {
-    "the default run with external data": ["--external-data"],
+    "the default run with external data, on 32 samples": ["--external-data", "--samples=32"],
     "a run without measurements": (
         "--criterion=l2 --repair=bias --engine=none --samples=32".split()
     ),

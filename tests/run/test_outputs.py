@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from onnxprune.run.job import REPORT_FILES
 from onnxprune.run.outputs import choose_output
 from onnxprune.run.pipeline import optimize
 from onnxprune.run.rundir import JOURNAL, LOCK, open_run_dir
+from onnxprune.scratch import Scratch
 from onnxprune.types import Plan
 
 MODEL = demo.files().model
@@ -110,9 +112,33 @@ def test_data_of_a_run_that_was_killed_in_its_commit_are_removed(
         patch.setattr(Staging, "discard", lambda _: None)
         optimize(MODEL, out, target="macs=60%", **options)
     assert len(list(tmp_path.glob("*.data"))) == 2
+    (tmp_path / "out.onnx.mine.data").write_bytes(b"of the user")
     optimize(MODEL, out, target=f"macs={target}", **options)
-    assert len(list(tmp_path.glob("*.data"))) == 1
+    assert len(list(tmp_path.glob("*.data"))) == 2
     onnx.checker.check_model(str(out))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks of folders")
+def test_scratch_folders_of_killed_processes_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os; from onnxprune.scratch import Scratch; s = Scratch(); print(s.name, flush=True)"
+    )
+    killed = [sys.executable, "-c", f"{code}; os.kill(os.getpid(), 9)"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(killed, env=environment, capture_output=True, text=True, check=False)
+    left, used = Path(done.stdout.strip()), Scratch()
+    (left / "model.onnx").write_bytes(b"large")
+    (tmp_path / "onnxprune-of-a-user").mkdir()
+    (tmp_path / "onnxprune-link.scratch").symlink_to(tmp_path / "onnxprune-of-a-user")
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0), follow_symlinks=False)
+    with Scratch() as new:
+        assert not left.exists() and Path(used.name).is_dir() and Path(new).is_dir()
+    used.cleanup()
+    assert set(tree(tmp_path)) == set() and len(list(tmp_path.iterdir())) == 2
 
 
 class Fault:
