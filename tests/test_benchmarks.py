@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import record
 from benchmarks.runner import ORIGINAL, complete, format_values, markdown, quality_table, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,3 +72,20 @@ def test_values_are_formatted_with_half_their_range() -> None:
 
 def test_markdown_table() -> None:
     assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_a_record_reports_figures_that_are_slower_than_the_last(tmp_path: Path) -> None:
+    def figures(value: float, spread: float = 0.02) -> dict:
+        return {"median": value, "interval": [value - spread, value + spread]}
+
+    last = {"date": "2026-01-02", "figures": {"a": figures(1.0), "b": figures(1.0)}}
+    old = {"date": "2026-01-01", "figures": {}}
+    for name, row in (("z", old), ("y", last)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(row))
+    assert record.read_last(tmp_path) == last
+    assert record.read_last(tmp_path / "none") is None
+    # within the limit; beyond it, but noisy; new
+    present = {"figures": {"a": figures(1.1), "b": figures(1.2, 0.5), "c": figures(9.0)}}
+    assert record.compare(present, last) == {}
+    assert record.compare({"figures": {"a": figures(1.3)}}, last) == {"a": pytest.approx(1.3)}
+    assert "| 1.10 |" in record.table({"figures": {"a": figures(1.1) | {"cpu_s": 2.0}}}, last)
