@@ -17,6 +17,7 @@ MOST_BOXES = 20
 LABELS = "Labels"  # title of the panel with what is labeled
 MOST_TEXTS = 5  # boxes with class and score
 MOST_LETTERS = 24  # of a class
+LETTERS = 0.06  # height of a text on a picture, of its longer side: pictures are shown in any size
 # letters of a data URI, and of all of them: the page stays small whatever report.json holds
 MOST_PICTURE, MOST_PICTURES = 90_000, 600_000
 AGREES = 0.9  # agreement of boxes and pixels from which an example has the color of success
@@ -198,7 +199,9 @@ def _draw_box(svg: ET.Element, box: list[float], size: tuple[int, int], text: st
     ET.SubElement(svg, "rect", {**place, **sides, "class": "found-box", "stroke": color})
     if not text:
         return
+    letters = LETTERS * max(size)
     # inside of the box where there is no room above it
-    top = y1 * height - 3 if y1 * height > 14 else y1 * height + 11
-    position = {"x": f"{x1 * width + 2:.1f}", "y": f"{top:.1f}"}
-    ET.SubElement(svg, "text", position).text = text
+    top = y1 * height - letters / 4 if y1 * height > 1.3 * letters else y1 * height + letters
+    position = {"x": f"{x1 * width + letters / 5:.1f}", "y": f"{top:.1f}"}
+    style = f"font-size:{letters:.1f}px"
+    ET.SubElement(svg, "text", {**position, "style": style}).text = text
