@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
-from onnxprune.report.conclusions import BAD, FAIR, GOOD, UNKNOWN, Verdict
+from onnxprune.report.conclusions import BAD, DOUBT, FAIR, GOOD, UNKNOWN, Verdict
 from onnxprune.report.data import Report
 from onnxprune.report.verdict import agreement_name, judge
 
@@ -41,6 +41,8 @@ def cards(report: Report) -> list[Card]:
         value, unit = _find_figure(report, verdict)
         # a report from a file may have other aspects and levels
         word = _WORDS.get(verdict.aspect, {}).get(verdict.level, verdict.level)
+        if verdict.aspect == "quality" and verdict.level == FAIR and DOUBT in report.warning_topics:
+            word = "! in doubt"
         rows.append(Card(verdict.aspect, verdict.level, word, value, unit, verdict.text))
     return rows
 

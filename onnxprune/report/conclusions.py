@@ -10,6 +10,7 @@ from onnxprune.report.record import ReportRecord
 GOOD, UNKNOWN, FAIR, BAD = "good", "unknown", "fair", "bad"
 # UNKNOWN before FAIR: what was not measured is no loss
 LEVELS = (GOOD, UNKNOWN, FAIR, BAD)  # from the best to the worst
+DOUBT = "doubt"  # topic of the warnings that inputs or labels do not fit the model
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.errors import plural
 from onnxprune.metrics.detection import BOX_METRICS
-from onnxprune.report.conclusions import BAD, FAIR, GOOD, UNKNOWN, Verdict, worst_level
+from onnxprune.report.conclusions import BAD, DOUBT, FAIR, GOOD, UNKNOWN, Verdict, worst_level
 from onnxprune.report.data import (
     FidelitySummary,
     Figures,
@@ -64,6 +64,15 @@ def _judge_cost(report: Report) -> Verdict:
 
 
 def _judge_quality(report: Report) -> Verdict:
+    """Judge the metrics or outputs; nothing is good that was measured on inputs in doubt."""
+    verdict = _judge_figures(report)
+    if verdict.level != GOOD or DOUBT not in report.warning_topics:
+        return verdict
+    text = f"in doubt, because inputs or labels look wrong (see the warnings): {verdict.text}"
+    return Verdict("quality", FAIR, text)
+
+
+def _judge_figures(report: Report) -> Verdict:
     """Judge the metrics, or without any the outputs on the held-out inputs."""
     if not report.quality:
         return _judge_fidelity(report)

@@ -95,7 +95,7 @@ class RunJob:
     given
         The recipe before "auto" was resolved.
     notes
-        Warnings about the recipe.
+        (topic, text) of the warnings from before the run.
     output
         Path of the result; None to keep it in memory.
     overwrite
@@ -109,7 +109,7 @@ class RunJob:
     splits: Splits
     provenance: Provenance
     given: Recipe
-    notes: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
     output: Path | None = None
     overwrite: bool = False
 
@@ -363,9 +363,9 @@ class RunJob:
         results: StageResults,
     ) -> Iterator[tuple[str, str]]:
         """Yield topic and text of all warnings of the run, those about its data first."""
+        yield from self.notes
         yield from of_topic(
             INPUTS,
-            self.notes,
             data_warnings(self.splits, self.recipe, self.stages.used),
             verification_warnings(results.verification),
             results.evaluation.fidelity.warnings,

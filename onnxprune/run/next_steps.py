@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onnxprune.data.dataset import Data
 from onnxprune.named import Named
-from onnxprune.report.conclusions import BAD, FAIR, GOOD, UNKNOWN, NextStep
+from onnxprune.report.conclusions import BAD, DOUBT, FAIR, GOOD, UNKNOWN, NextStep
 from onnxprune.report.data import Report
 from onnxprune.report.verdict import is_missed, judge
 from onnxprune.run.adapter import follows_engine
@@ -49,7 +49,9 @@ def recommend(report: Report, recipe: Recipe, data: Data) -> tuple[NextStep, ...
 def _list_steps(report: Report, recipe: Recipe, data: Data) -> Iterator[NextStep]:
     """Yield all steps that fit the verdicts, the most useful first."""
     levels = {verdict.aspect: verdict.level for verdict in judge(report)}
-    if levels["quality"] in (FAIR, BAD):
+    # wrong inputs are corrected first, by the option that their warning names
+    in_doubt = DOUBT in report.warning_topics
+    if levels["quality"] in (FAIR, BAD) and not in_doubt:
         yield from _recover_quality(report, recipe, data)
     if levels["quality"] == UNKNOWN and recipe.data is None:
         command = _build_command(report, recipe.but({"data": PATH}), "calibrated")

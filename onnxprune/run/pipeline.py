@@ -23,6 +23,7 @@ from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model, Source, load
 from onnxprune.ir.weights import size_bytes
+from onnxprune.report.conclusions import DOUBT
 from onnxprune.run.adapter import (
     check_synthetic,
     context_for,
@@ -47,6 +48,7 @@ from onnxprune.run.splits import split_inputs
 from onnxprune.run.stages import Stages
 from onnxprune.run.stored import describe_unused
 from onnxprune.run.validate import validate
+from onnxprune.run.warnings import INPUTS, of_topic
 from onnxprune.search import ONE_SHOT
 from onnxprune.types import Plan, Scores
 
@@ -156,21 +158,18 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     recipe, head = name_decoder(source, labels or splits.report or inputs, recipe)
     stages.note(head)
     check_metrics(source, labels, recipe)
-    findings = (
-        *describe_skipped(inputs),
-        *describe_skipped(opened, "labeled "),
-        *judge_inputs(analysis, inputs),
-        *judge_labels(analysis, labels, recipe),
-    )
+    skipped = (*describe_skipped(inputs), *describe_skipped(opened, "labeled "))
+    doubts = (*judge_inputs(analysis, inputs), *judge_labels(analysis, labels, recipe))
     # before the first long stage, so that a run on wrong data can be stopped early
-    for finding in findings:
+    for finding in (*skipped, *doubts):
         stages.warn(finding)
     stages.expect(*forecast(analysis, recipe, splits))
     for announcement in announce(analysis, recipe, splits):
         stages.note(announcement)
     of_file = (*describe_copies(analysis.copies), *describe_unused(source))
-    notes = (*findings, *analysis.defects, *of_file, *notes, *raised)
-    return RunJob(stages, recipe, source, analysis, splits, provenance, given, notes)
+    others = of_topic(INPUTS, skipped, analysis.defects, of_file, notes, raised)
+    before = (*of_topic(DOUBT, doubts), *others)
+    return RunJob(stages, recipe, source, analysis, splits, provenance, given, before)
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:

@@ -12,7 +12,8 @@ from pages import full
 
 from onnxprune.metrics.output_sums import OutputSums
 from onnxprune.report import html, terminal
-from onnxprune.report.conclusions import NextStep, worst_level
+from onnxprune.report.cards import cards
+from onnxprune.report.conclusions import DOUBT, NextStep, worst_level
 from onnxprune.report.data import LatencyRow, QualityRow, Report, TargetRow
 from onnxprune.report.verdict import judge
 
@@ -125,6 +126,16 @@ def test_outputs_are_judged_without_labels(
 def test_speed_gain_needs_an_interval_without_one(row: LatencyRow, level: str, text: str) -> None:
     got = level_and_text(replace(EMPTY, latency={"cpu": row}), "speed")
     assert got[0] == level and got[1].startswith(text)
+
+
+def test_nothing_measured_on_inputs_in_doubt_is_good() -> None:
+    fidelity = {"samples": 51, "agreement": 1.0, "relative_error": 0.0004}
+    fine = Report("a.onnx", "b.onnx", {"macs": 2}, {"macs": 1}, fidelity=fidelity)
+    doubted = replace(fine, warnings=("w",), warning_topics=(DOUBT,))
+    before, after = (judge(report)[1] for report in (fine, doubted))
+    assert (before.level, after.level) == ("good", "fair")
+    assert after.text.startswith("in doubt, because inputs or labels look wrong")
+    assert after.text.endswith(before.text) and cards(doubted)[1].word == "! in doubt"
 
 
 def test_worst_level_of_verdicts() -> None:

@@ -92,5 +92,13 @@ def test_run_without_data_recommends_real_inputs() -> None:
     assert commands(REPORT)[0][-2:] == ["--data", "PATH"]
 
 
+def test_runs_on_inputs_in_doubt_are_not_repeated_with_the_same_inputs() -> None:
+    fidelity = {"samples": 51, "agreement": 1.0}
+    fine = Report("a.onnx", "b.onnx", {"macs": 2}, {"macs": 1}, fidelity=fidelity)
+    doubted = replace(fine, warnings=("w",), warning_topics=("doubt",))
+    assert any("b.smaller.onnx" in words for words in commands(fine, data="x.npz"))
+    assert not any({"optimize", "tune"} & {*w} for w in commands(doubted, data="x.npz"))
+
+
 def test_models_in_memory_have_no_commands() -> None:
     assert recommend(replace(REPORT, source=""), Recipe(), data()) == ()
