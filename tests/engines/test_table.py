@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import stubs
 from click.testing import CliRunner
@@ -16,13 +17,19 @@ from onnxprune.cli.app import app
 from onnxprune.deploy.handoff import handoff
 from onnxprune.deploy.layers import INDEX, list_candidates, write_table
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import DEFAULTS, EngineOptions, random_feeds, static_inputs
+from onnxprune.engines.base import DEFAULTS, EngineOptions, fix_shapes, random_feeds, static_inputs
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.cost.layers import LayerSpec
-from onnxprune.engines.cost.table import list_specs, make_table, read_table, to_plain
+from onnxprune.engines.cost.table import (
+    TableModel,
+    list_specs,
+    make_table,
+    read_table,
+    to_plain,
+)
 from onnxprune.errors import DataError, EngineError, UsageError
 from onnxprune.files import write_json
-from onnxprune.ir.io import save
+from onnxprune.ir.io import load, save
 from onnxprune.run.target import Target
 
 TRTEXEC = """
@@ -46,12 +53,17 @@ def cost(spec: LayerSpec) -> float:
     return 1e-4 * spec.weight[0] * (spec.weight[1] + 2)
 
 
+def specs_of(width: int) -> dict[str, LayerSpec]:
+    """Return the layers of the network of a width, with a batch of 1."""
+    return list_specs(fix_shapes(residual(width), {}))
+
+
 def ideal_table(multiple: int = 8) -> object:
     """Return the table of a device whose whole models take 1.2 times their layers and 0.1 ms."""
     layers = [(spec, cost(spec)) for spec in dict.fromkeys(list_candidates(ANALYSIS, multiple))]
     models = {}
     for width in (16, 12, 8):
-        specs = list(list_specs(residual(width)).values())
+        specs = list(specs_of(width).values())
         models[str(width)] = (specs, 0.1 + 1.2 * sum(map(cost, specs)))
     facts = {"host": "board", "runtime": "onnxruntime", "precision": "f32", "threads": 1}
     return make_table(layers, models, multiple, facts)
@@ -66,19 +78,17 @@ def test_a_table_predicts_layers_and_models(tmp_path: Path) -> None:
     assert table.error < 1e-3 and table.sum_error > 0.1, "the true map is linear"
     for width in (16, 12, 8):
         with engine.compile(residual(width), DEFAULTS) as compiled:
-            specs = list_specs(residual(width)).values()
+            specs = specs_of(width).values()
             assert compiled.sample({}, 2) == pytest.approx([0.1 + 1.2 * sum(map(cost, specs))] * 2)
             layers = {layer.key: layer.time_ms for layer in compiled.profile({}, 1)}
-            assert layers["c1"] == pytest.approx(cost(list_specs(residual(width))["n_c1"]))
+            assert layers["c1"] == pytest.approx(cost(specs_of(width)["n_c1"]))
             (note,) = compiled.notes()
             assert "calibrated by 3 of them" in note and "error of 0.0%" in note
     # widths between two multiples take as long as the upper one
     kept = {group.name: range(11) for group in ANALYSIS.groups}
     with Probe(engine, ANALYSIS) as probe:
         assert probe.noise == 0
-        assert probe(kept) == pytest.approx(
-            0.1 + 1.2 * sum(map(cost, list_specs(residual(12)).values()))
-        )
+        assert probe(kept) == pytest.approx(0.1 + 1.2 * sum(map(cost, specs_of(12).values())))
     feeds = random_feeds(static_inputs(MODEL, {}))
     with engine.compile(MODEL, DEFAULTS) as compiled:
         assert compiled.run(feeds)["y"].shape == (1, 10)
@@ -146,6 +156,25 @@ def test_layers_of_a_jetson_and_targets_without_layers(tmp_path: Path) -> None:
     assert table.facts["runtime"] == "tensorrt" and table.facts["precision"] == "f16"
     # the stub's engines take as many milliseconds as their model has bytes
     assert [anchor.name for anchor in table.anchors] == ["50.0%", "100%"]
+
+
+def test_layers_behind_computed_shapes_count() -> None:
+    """Shapes that only canonicalization folds: a layer without one would be missing in the sum."""
+    raw = load(
+        onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["" : 17]>
+            g (float[N, 4] x) => (float[N, 3] y)
+            <float[4, 3] w = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, int64[1] four = {4}>
+            { s = Shape<end = 1>(x)  t = Concat<axis = 0>(s, four)  a = Reshape(x, t)
+              y = MatMul(a, w) }"""
+        )
+    )
+    spec = LayerSpec("MatMul", (1, 4), (4, 3))
+    table = make_table([(spec, 2.0)], {"100%": ([spec], 3.0)}, 1, {})
+    with TableModel(raw, table, DEFAULTS) as compiled:
+        assert compiled.sample({}, 1) == [3.0] and len(compiled.profile({}, 1)) == 1
+    with pytest.raises(EngineError, match="shape of 'a' at node .* cannot be inferred"):
+        list_specs(raw)
 
 
 def test_candidates_follow_groups_and_depthwise_layers() -> None:

@@ -33,6 +33,7 @@ from onnxprune.files import read_text
 from onnxprune.ir.io import Model
 from onnxprune.ir.linear import LINEAR_OPS
 from onnxprune.ir.nodes import label
+from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.runtime import Session
 
 PREFIX, FORMAT, SUFFIX = "table:", 1, ".latency.json"
@@ -178,18 +179,27 @@ def describe_family(spec: LayerSpec) -> str:
     return json.dumps(family, separators=(",", ":"))
 
 
-def list_specs(
-    model: Model, shapes: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, LayerSpec]:
-    """Return node -> spec of the contractions with constant weights."""
-    static = fix_shapes(model, shapes or {})
-    known = tensor_shapes(static)
+def list_specs(model: Model) -> dict[str, LayerSpec]:
+    """Return node -> spec of the contractions with constant weights, of a canonical graph.
+
+    Raises
+    ------
+    EngineError
+        The shape of an input cannot be inferred: without that layer a sum would be too small.
+    """
+    known = tensor_shapes(model)
     specs = {}
-    for node in static.proto.graph.node:
-        constant = node.op_type in LINEAR_OPS and node.input[1] in static.weights
-        if constant and node.input[0] in known:
-            weight = static.weights[node.input[1]].shape
-            specs[label(node)] = layer_spec(node, known[node.input[0]], weight)
+    for node in model.proto.graph.node:
+        if node.op_type not in LINEAR_OPS or node.input[1] not in model.weights:
+            continue
+        if node.input[0] not in known:
+            raise EngineError(
+                "table-shapes",
+                f"the shape of {node.input[0]!r} at node {label(node)!r} cannot be inferred; pass "
+                "the shapes of the model's inputs (--shape NAME:1,...)",
+            )
+        weight = model.weights[node.input[1]].shape
+        specs[label(node)] = layer_spec(node, known[node.input[0]], weight)
     return specs
 
 
@@ -342,9 +352,10 @@ class TableModel(Compiled):
     def __init__(self, model: Model, table: LatencyTable, options: EngineOptions) -> None:
         self.outputs = tuple(o.name for o in model.proto.graph.output)
         self._model, self._table = model, table
-        self._times = {
-            name: table.time_layer(spec) for name, spec in list_specs(model, options.shapes).items()
-        }
+        # static shapes first: only they let canonicalize fold the arithmetic on shapes
+        self._graph = canonicalize(fix_shapes(model, options.shapes))
+        specs = list_specs(self._graph)
+        self._times = {name: table.time_layer(spec) for name, spec in specs.items()}
         self._predicted = table.predict(sum(self._times.values()))
         self._session: Session | None = None
 
@@ -360,7 +371,7 @@ class TableModel(Compiled):
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Return the time of each contraction alone."""
-        nodes = {label(node): node for node in self._model.proto.graph.node}
+        nodes = {label(node): node for node in self._graph.proto.graph.node}
         return tuple(
             LayerTime(
                 name,
