@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
+import importlib
 import json
 import re
 import sys
@@ -289,21 +291,11 @@ def proved() -> str:
     return tables(json.loads(path.read_text(encoding="utf-8")), NO_WORLDS)
 
 
-def verifier_power() -> str:
-    """Return the table of docs/verifier_power.json, written by benchmarks/verifier_power.py."""
+def measured(benchmark: str) -> str:
+    """Return the table of docs/BENCHMARK.json, written by benchmarks/BENCHMARK.py."""
     sys.path.insert(0, str(ROOT))
-    from benchmarks.verifier_power import report
-
-    path = ROOT / "docs" / "verifier_power.json"
-    return report(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""
-
-
-def packages() -> str:
-    """Return the table of docs/packages.json, written by benchmarks/packages.py."""
-    sys.path.insert(0, str(ROOT))
-    from benchmarks.packages import report
-
-    path = ROOT / "docs" / "packages.json"
+    path = ROOT / "docs" / f"{benchmark}.json"
+    report = importlib.import_module(f"benchmarks.{benchmark}").report
     return report(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""
 
 
@@ -401,8 +393,10 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "errors": errors,
     "robustness": robustness,
     "proved": proved,
-    "packages": packages,
-    "verifier_power": verifier_power,
+    **{
+        name: functools.partial(measured, name)
+        for name in ("packages", "random_networks", "verifier_power")
+    },
 }
 
 
