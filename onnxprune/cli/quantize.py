@@ -66,15 +66,12 @@ def quantize(
     check_output(path, overwrite)
     source = load(model)
     splits = split_inputs(open_data_for(source, recipe), open_labels(source, recipe), recipe)
-    calibration = calibration_inputs(recipe, splits)
-    name = str(recipe.quantize)
+    data, name = calibration_inputs(recipe, splits), str(recipe.quantize)
     with show_progress() as listener:
         stages = Stages(listener)
         result, facts = stages.do(
             "quantize",
-            lambda: quantize_for(
-                source, recipe, calibration, stages.progress, recipe.max_divergence
-            ),
+            lambda: quantize_for(source, recipe, data, stages.progress, recipe.max_divergence),
         )
         # before the measurement, which takes long and may fail
         save(result, path, external_data=recipe.external_data, overwrite=overwrite)

@@ -28,7 +28,7 @@ from onnxprune.errors import EngineError
 from onnxprune.scratch import Scratch
 
 PROFILE_WARMUP = 3  # most inferences in a profile that are not counted
-# of int8 on the CPU with VNNI, as benchmarks/int8_widths.py measures them
+# of int8 on the CPU with VNNI, as benchmarks/integer_widths.py measures them
 INT8_MULTIPLE, INT8_DEPTHWISE = 4, 16
 DEPTHWISE_FLOOR = 4  # onnxruntime's blocked layout needs channels that are a multiple of this
 

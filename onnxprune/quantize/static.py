@@ -135,8 +135,7 @@ def quantize(
     correct
         Correct the biases.
     max_divergence
-        Exclude the most sensitive nodes until the divergence on the inputs held back is within
-        this limit.
+        Exclude sensitive nodes until the divergence on the inputs held back is within this limit.
     decoder
         See `fidelity`.
     progress
@@ -164,7 +163,6 @@ def quantize(
         sensitive = work.exclude_sensitive(ranges[best], excluded, max_divergence)
     excluded |= sensitive
     chosen = work.candidate(ranges[best], excluded, correct) if sensitive else candidates[best]
-    progress(0.9, "equalization")
     chosen = work.try_equalized(best, chosen, excluded, correct)
     return work.finish(name, best, chosen, excluded, candidates)
 

@@ -1,6 +1,6 @@
 """Time of float and int8 convolutions at consecutive widths, by kind of convolution.
 
-    python -m benchmarks.int8_widths --engine onnxruntime --json int8_widths.json
+    python -m benchmarks.integer_widths --engine onnxruntime --json integer_widths.json
 
 A model is a chain of DEPTH convolutions of one width with Relu, 1x1, 3x3 or 3x3 depthwise, in
 float32 and in the engine's int8 form. Times are thread-CPU times where the engine has them, a low
