@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from documents import absent, blocks, commands
 
@@ -17,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROOT_PAGES = sorted(ROOT.glob("*.md"))
 COMMAND_LIMIT_S = 900
+FEW = {"calibration.npz": 32, "evaluation.npz": 128}  # samples, as many images as calibration
+EXPORT = re.compile(r"onnxprune demo --export (\S+)")
 
 
 @pytest.fixture
@@ -25,6 +28,15 @@ def desk(tmp_path: Path) -> Path:
     pytest.importorskip("PIL")
     write_files(tmp_path)
     return tmp_path
+
+
+def keep_few_samples(folder: Path) -> None:
+    """Remove most samples of the demo in a folder, so that runs take less time."""
+    for name, count in FEW.items():
+        arrays = {key: value[:count] for key, value in np.load(folder / name).items()}
+        np.savez(folder / name, **arrays)
+    for image in sorted((folder / "images").iterdir())[FEW["calibration.npz"] :]:
+        image.unlink()
 
 
 def bash(text: str, folder: Path) -> tuple[int, str]:
@@ -52,7 +64,13 @@ def bash(text: str, folder: Path) -> tuple[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_commands_of_the_page_print_what_it_shows(page: Path, desk: Path) -> None:
+@pytest.mark.parametrize(
+    "samples", ["few samples", pytest.param("all samples", marks=pytest.mark.exhaustive)]
+)
+def test_commands_of_the_page_print_what_it_shows(page: Path, samples: str, desk: Path) -> None:
+    few = samples == "few samples"
+    if few:
+        keep_few_samples(desk)
     for block in blocks(page):
         where = f"{page.name}:{block.line}"
         if block.note == "not run":
@@ -68,6 +86,9 @@ def test_commands_of_the_page_print_what_it_shows(page: Path, desk: Path) -> Non
             listed = commands(block)
             for command in listed:
                 status, printed = bash(command.text, desk)
+                exported = EXPORT.search(command.text)
+                if few and exported:
+                    keep_few_samples(desk / exported[1])
                 expected = int(block.value) if block.note == "exit" and command is listed[-1] else 0
                 assert status == expected, (
                     f"{where}: {command.text}\nends with {status}:\n{printed}"
