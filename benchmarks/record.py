@@ -1,6 +1,6 @@
 """Record of CPU times per commit, compared with the record before.
 
-    python -m benchmarks.record                 # measure, write benchmarks/records/COMMIT.json
+    python -m benchmarks.record                 # measure, write COMMIT.json in benchmarks/records
     python -m benchmarks.record --check         # measure and compare, write nothing
 
 Every command runs in a process of its own on one thread, on models that the repository has or that
@@ -75,7 +75,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     graph.write_bytes(chain(NODES // NODES_PER_BLOCK))
     demo, data = DEMO / "digits.onnx", DEMO / "digits_calibration.npz"
     output = ["-o", str(folder / "out.onnx"), "--overwrite", "--engine", "none", "--quiet"]
-    plain = ["--criterion", "l2", "--repair", "none"]
+    plain = ["--criterion", "l2", "--repair", "none", "--round-to", "1"]
     run = [sys.executable, "-m", "onnxprune"]
     return {
         _UNIT: [sys.executable, "-c", _WORKLOAD],
