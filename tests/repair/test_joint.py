@@ -170,13 +170,33 @@ def test_the_error_on_other_inputs_decreases() -> None:
     assert error(refined) < 0.95 * error(plain)
 
 
+def test_a_descent_stops_when_the_held_out_error_rises(
+    joint_refits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of the check with the least error are returned."""
+    refit = joint_refits(RESIDUAL)[0]
+    start, errors, seen = np.zeros(3), [0.9, 0.8, 0.85, 0.1], []
+
+    def error(z: np.ndarray, chunks: range) -> float:
+        seen.append(z)
+        return errors[len(seen) - 1]
+
+    monkeypatch.setattr(refit, "error", error)
+    monkeypatch.setattr(refit, "gradient", lambda *arguments: np.ones(3))
+    best = refit.descend(start, 1.0, 1.0, 1.0, 1)
+    assert len(seen) == 3 and best is seen[1]
+    # nothing is gained: the start itself
+    seen.clear()
+    assert refit.descend(start, 0.5, 1.0, 1.0, 1) is start and len(seen) == 1
+
+
 def test_a_result_worse_on_held_out_samples_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps uphill leave the weights as they were."""
+    """Long steps uphill leave the weights as they were."""
     with monkeypatch.context() as patch:
         patch.setattr(joint, "refit_block", lambda *arguments: False)
         patch.setattr(least_squares, "refit_block", lambda *arguments: False)
         before = Repaired.of(RESIDUAL, samples=64, held_out=8)
-    monkeypatch.setattr(joint, "LEARNING_RATE", -joint.LEARNING_RATE)
+    monkeypatch.setattr(joint, "LEARNING_RATE", -100 * joint.LEARNING_RATE)
     after = Repaired.of(RESIDUAL, samples=64, held_out=8)
     for name, weight in before.after.weights.items():
         np.testing.assert_array_equal(
