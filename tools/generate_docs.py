@@ -292,7 +292,7 @@ def proved() -> str:
 
 
 def measured(benchmark: str) -> str:
-    """Return the table of docs/BENCHMARK.json, written by benchmarks/BENCHMARK.py."""
+    """Return the table of the JSON file in docs/ that a benchmark has written."""
     sys.path.insert(0, str(ROOT))
     path = ROOT / "docs" / f"{benchmark}.json"
     report = importlib.import_module(f"benchmarks.{benchmark}").report
