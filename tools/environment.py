@@ -7,6 +7,7 @@ needed.
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -27,12 +28,15 @@ def run(command: list) -> None:
     Ctrl-C is left to the command, which says how to resume.
     """
     say("$ " + " ".join(command))
-    process, status = subprocess.Popen(command), None
-    while status is None:
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            continue
+    before = signal.getsignal(signal.SIGINT)
+    # set before the start: the command may be interrupted as soon as it runs. It does not inherit a
+    # function, but that SIGINT is ignored, as it is in the background.
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        status = subprocess.call(command)
+    finally:
+        signal.signal(signal.SIGINT, before)
     if status == INTERRUPTED:
         sys.exit(status)
     if status:
