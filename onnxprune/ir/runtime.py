@@ -304,9 +304,13 @@ def _lend_weights(onnxruntime: Any, model: ModelView) -> tuple[EditableModel, di
     """Return a copy whose large weights are only declared, and their values by name."""
     copy = model.edit()
     lent: dict[str, Any] = {}
+    # onnxruntime drops unused weights, and then finds none to replace
+    used = {name for g in nested(copy.proto.graph) for n in g.node for name in n.input}
     for tensor in copy.proto.graph.initializer:
         weight = copy.weights[tensor.name]
         if tensor.data_type not in _LENT_TYPES or size_bytes(weight) <= INLINE_BYTES:
+            continue
+        if tensor.name not in used:
             continue
         # a view of the file where that is aligned
         array = np.require(weight.array(), requirements=["C", "A"])
