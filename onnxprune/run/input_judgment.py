@@ -7,7 +7,7 @@ super-resolution): figures in the comments are the extremes with the right prepr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,15 +65,14 @@ class Stem:
 
 
 def judge_inputs(analysis: Analysis, data: Data) -> tuple[str, ...]:
-    """Return what is implausible about the first batch; nothing for synthetic inputs."""
+    """Return what is implausible about the first samples; nothing for synthetic inputs."""
     name = _float_input(data.inputs)
     if name is None or data.warning:
         return ()
     macs = max(analysis.cost().macs, 1)
     count = int(min(max(MACS_BUDGET // macs, 1), MOST_SAMPLES))
     try:
-        feeds = next(data.batches(count))
-        return tuple(_judge_batch(analysis.model, data, name, feeds))
+        return tuple(_judge_batches(analysis.model, data, name, _take(data, count)))
     except OnnxpruneError:  # the stage that needs the model or the data says what is wrong
         return ()
 
@@ -94,9 +93,32 @@ def describe_skipped(data: Data | LabeledData | None, what: str = "") -> tuple[s
     return (f"{images} cannot be read and {verb} skipped: {data.skipped[0]}",)
 
 
-def _judge_batch(model: ModelView, data: Data, name: str, feeds: Batch) -> Iterator[str]:
+def _take(data: Data, count: int) -> list[Batch]:
+    """Return batches of about `count` samples; models of a fixed batch size take several."""
+    taken: list[Batch] = []
+    for feeds in data.batches(count):
+        taken.append(feeds)
+        if sum(map(samples_of, taken)) >= count:
+            break
+    return taken
+
+
+def _join(batches: Sequence[Mapping[str, Any]], name: str, samples: Sequence[int]) -> Any:
+    """Return a tensor of all batches, or of the first if its samples are not on the first axis."""
+    parts = [b[name] for b in batches]
+    is_joined = all(
+        isinstance(p, np.ndarray) and p.ndim and len(p) == n
+        for p, n in zip(parts, samples, strict=True)
+    )
+    return np.concatenate(parts) if is_joined else parts[0]
+
+
+def _judge_batches(
+    model: ModelView, data: Data, name: str, batches: Sequence[Batch]
+) -> Iterator[str]:
     """Yield the first finding about the scale of the inputs, else about the outputs."""
-    values = _channels_first(feeds[name], data.inputs, name)
+    samples = [samples_of(b) for b in batches]
+    values = _channels_first(_join(batches, name, samples), data.inputs, name)
     finding = _judge_values(values, name, data.inputs.preprocess, takes_pixels(data))
     # wrong values explain all that follows, and finding them takes no run of the model
     if finding:
@@ -105,14 +127,15 @@ def _judge_batch(model: ModelView, data: Data, name: str, feeds: Batch) -> Itera
     stem = find_stem(model)
     outputs = [info.name for info in model.proto.graph.output]
     session = Session(model, [*outputs, *([stem.tensor] if stem else [])])
-    results = session.run(feeds)
     # one run of the model serves the stem and the outputs
+    runs = [session.run(b) for b in batches]
     if stem:
-        finding = _judge_stem(stem, results[stem.tensor], values, data, name, session)
+        output = _join(runs, stem.tensor, samples)
+        finding = _judge_stem(stem, output, values, data, name, session)
     if finding:
         yield finding
-    elif samples_of(feeds) >= LEAST_SAMPLES:
-        yield from _judge_outputs({n: results[n] for n in outputs}, samples_of(feeds))
+    elif sum(samples) >= LEAST_SAMPLES:
+        yield from _judge_outputs({n: _join(runs, n, samples) for n in outputs}, sum(samples))
 
 
 def _float_input(inputs: Inputs) -> str | None:

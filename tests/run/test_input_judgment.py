@@ -11,12 +11,16 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from graph_text import net
 
 import onnxprune
 from onnxprune import demo
+from onnxprune.analysis.walk import analyze
 from onnxprune.cli.common import recipe_from
+from onnxprune.data.dataset import open_data
 from onnxprune.data.presets import PRESETS
 from onnxprune.events import Event
+from onnxprune.ir.io import load
 from onnxprune.run.adapter import analyze_for, open_data_for, open_labels
 from onnxprune.run.input_judgment import judge_inputs
 from onnxprune.run.label_judgment import judge_labels
@@ -192,3 +196,21 @@ def test_full_disk_ends_the_run_before_scoring(
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(onnxprune.OnnxpruneError, match="MB free"):
         onnxprune.optimize(str(demo.files()[0]), tmp_path / "o.onnx", engine="none")
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_one_class_for_all_inputs_is_named_whatever_the_batch_size(
+    tmp_path: Path, batch: int | str
+) -> None:
+    model = net(
+        f"float[{batch},3,4,4] x | float[48,8] w, float[8] b = {{0, 0, 50, 0, 0, 0, 0, 0}} "
+        f"| f = Flatten(x); y = Gemm(f, w, b) | float[{batch},8] y"
+    )
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.standard_normal((24, 3, 4, 4)).astype(np.float32))
+    data = open_data(
+        tmp_path / "x.npy",
+        {"x": ([int(batch) if batch == "1" else batch, 3, 4, 4], "tensor(float)")},
+    )
+    (finding,) = judge_inputs(analyze(load(model)), data)
+    assert "inputs give class 2 at output 'y'" in finding
