@@ -15,7 +15,6 @@ from sklearn.datasets import load_digits
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "notebooks" / "transformer.onnx"
 WIDTH, HEADS, LAYERS, EPOCHS = 32, 4, 2, 60
-TRAINED = 1297  # the other 500 digits are the demo's labeled ones
 
 
 class Transformer(torch.nn.Module):
@@ -58,6 +57,7 @@ def main() -> None:
     labels = torch.tensor(digits.target)
     held_out = np.load(demo.files().evaluation)
     known = {image.tobytes() for image in held_out["images"]}
+    # the demo's labeled digits are left for the accuracy
     used = [i for i, image in enumerate(images.numpy()) if image.tobytes() not in known]
     images, labels = images[used], labels[used]
     torch.manual_seed(0)

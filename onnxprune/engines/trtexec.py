@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +31,7 @@ from onnxprune.engines.base import (
     require_precision,
     static_inputs,
 )
+from onnxprune.engines.convert import run_program
 from onnxprune.engines.cuda import has_gpu, missing_gpu
 from onnxprune.engines.tensorrt import MULTIPLES, holds_bfloat16
 from onnxprune.engines.trt_layers import layer_times
@@ -46,6 +46,7 @@ PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 WARMUP_MS = 200
 ENGINE_FILE = "model.engine"
 SECONDS = 1800  # building a large model on a small board takes many minutes
+HELP_SECONDS = 60
 _FLOAT = np.dtype(np.float32)
 _VERSION = re.compile(r"\[TensorRT v(\d+)\]")
 _INSTALL = (
@@ -173,19 +174,7 @@ class LocalTool:
             for mark, place in places.items():
                 flag = flag.replace(mark, place)
             command.append(flag)
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise EngineError(
-                "engine-refused", f"trtexec did not finish within {SECONDS} s"
-            ) from None
+        done = run_program("trtexec", command, SECONDS)
         results = tuple(path.read_bytes() if path.is_file() else b"" for path in paths)
         engine = self._folder / ENGINE_FILE
         size = engine.stat().st_size if engine.is_file() else 0
@@ -324,14 +313,7 @@ def program() -> str | None:
 @lru_cache(maxsize=4)
 def help_text(program_path: str) -> str:
     """Return what trtexec --help prints, which lists the flags of this version."""
-    done = subprocess.run(
-        [program_path, "--help"],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=60,
-        check=False,
-    )
+    done = run_program("trtexec", [program_path, "--help"], HELP_SECONDS)
     return done.stdout + done.stderr
 
 

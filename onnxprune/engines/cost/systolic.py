@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.engines.base import Compiled, EngineOptions, LayerTime, Source, open_model
+from onnxprune.engines.base import EngineOptions, LayerTime, Source, open_model
+from onnxprune.engines.cost.computed import ComputedModel
 from onnxprune.engines.cost.contractions import Contraction, contractions
 from onnxprune.errors import UsageError, unknown
 from onnxprune.ir.io import Model
-from onnxprune.ir.runtime import Session
 
 
 @dataclass(frozen=True)
@@ -322,25 +322,17 @@ def parse_array_name(name: str) -> ArrayEngine | None:
     return ArrayEngine(replace(array, name=name, clock_mhz=clock, bandwidth_bytes=bandwidth))
 
 
-class ComputedModel(Compiled):
-    """A graph whose time on an array is computed; its outputs are onnxruntime's."""
+class ArrayModel(ComputedModel):
+    """A graph whose time on an array is computed."""
 
     def __init__(self, model: Model, array: MacArray, options: EngineOptions) -> None:
+        super().__init__(model)
         self.estimate = estimate(model, array, options.shapes)
-        self.outputs = tuple(o.name for o in model.proto.graph.output)
-        self._model = model
-        self._session: Session | None = None
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run onnxruntime; the session is created on first use."""
-        # most callers need only the latency, for which the model is not run
-        if self._session is None:
-            self._session = Session(self._model)
-        return self._session.run(feeds)
-
-    def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
-        """Return the computed latency `count` times."""
-        return [self.estimate.latency_ms] * count
+    @property
+    def latency_ms(self) -> float:
+        """That of the estimate."""
+        return self.estimate.latency_ms
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Return the computed time per contraction."""
@@ -383,9 +375,9 @@ class ArrayEngine:
             f"{a.bandwidth_bytes:g} bytes per cycle"
         )
 
-    def compile(self, source: Source, options: EngineOptions) -> ComputedModel:
+    def compile(self, source: Source, options: EngineOptions) -> ArrayModel:
         """Return the estimate; ModelError if a shape is not known."""
-        return ComputedModel(open_model(source), self.array, options)
+        return ArrayModel(open_model(source), self.array, options)
 
     def limits(self) -> Mapping[str, str]:
         """Return what the figures omit."""

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from onnxprune.engines.base import (
-    Compiled,
     EngineOptions,
     LayerTime,
     Source,
     fix_shapes,
     open_model,
 )
+from onnxprune.engines.cost.computed import ComputedModel
 from onnxprune.engines.cost.contractions import tensor_shapes
 from onnxprune.engines.cost.layers import LayerSpec, layer_spec
 from onnxprune.errors import DataError, EngineError, UsageError
@@ -34,7 +34,6 @@ from onnxprune.ir.io import Model
 from onnxprune.ir.linear import LINEAR_OPS
 from onnxprune.ir.nodes import label
 from onnxprune.ir.passes.canonicalize import canonicalize
-from onnxprune.ir.runtime import Session
 
 PREFIX, FORMAT, SUFFIX = "table:", 1, ".latency.json"
 Widths = tuple[int, int]
@@ -346,28 +345,22 @@ class TableEngine:
         return self.table.multiple if self.available() is None else 1
 
 
-class TableModel(Compiled):
-    """A graph whose time is predicted; its outputs are onnxruntime's."""
+class TableModel(ComputedModel):
+    """A graph whose time is predicted from a table."""
 
     def __init__(self, model: Model, table: LatencyTable, options: EngineOptions) -> None:
-        self.outputs = tuple(o.name for o in model.proto.graph.output)
-        self._model, self._table = model, table
+        super().__init__(model)
+        self._table = table
         # static shapes first: only they let canonicalize fold the arithmetic on shapes
         self._graph = canonicalize(fix_shapes(model, options.shapes))
         specs = list_specs(self._graph)
         self._times = {name: table.time_layer(spec) for name, spec in specs.items()}
         self._predicted = table.predict(sum(self._times.values()))
-        self._session: Session | None = None
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run onnxruntime; the session is created on first use."""
-        if self._session is None:
-            self._session = Session(self._model)
-        return self._session.run(feeds)
-
-    def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
-        """Return the predicted latency `count` times."""
-        return [self._predicted] * count
+    @property
+    def latency_ms(self) -> float:
+        """That which the table predicts."""
+        return self._predicted
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Return the time of each contraction alone."""
