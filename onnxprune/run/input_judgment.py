@@ -16,7 +16,7 @@ import numpy as np
 from onnxprune.analysis.groups import Analysis
 from onnxprune.data.dataset import Data
 from onnxprune.data.images import Images
-from onnxprune.data.inputs import Batch, Inputs, rows_of, samples_of
+from onnxprune.data.inputs import Batch, Inputs, samples_of
 from onnxprune.data.labeled import LabeledData
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.presets import PRESETS
@@ -277,9 +277,11 @@ def _find_preset(stem: Stem, data: Data, session: Session) -> str:
     best, least = "", 1.0
     for preset, numbers in PRESETS.items():
         trial = with_preprocess(data, replace(data.inputs.preprocess, **numbers))
-        # one run of the model per preset, so on fewer samples
-        results = session.run(rows_of(next(trial.batches(MOST_SAMPLES // 4)), slice(None)))
-        factor, shift = compare_with_norm(stem, results[stem.tensor])
+        # the model runs once more per preset, so on fewer samples
+        batches = _take(trial, MOST_SAMPLES // 4)
+        runs = [session.run(b) for b in batches]
+        output = _join(runs, stem.tensor, [samples_of(b) for b in batches])
+        factor, shift = compare_with_norm(stem, output)
         # both in units of their limits
         distance = max(abs(np.log2(factor)) / np.log2(STD_FACTOR), shift / MEAN_SHIFT)
         if distance < least:
