@@ -23,7 +23,7 @@ COERCED_BEFORE = 13  # Softmax of older opsets flattens all axes from its own on
 LABELS, DRAWN, VECTOR, BINARY = "labels", "drawn", "vector", "binary"
 KINDS = (LABELS, DRAWN, VECTOR, BINARY)
 BACKGROUND = 0.01  # least weight of a position
-_LEAST_VARIANCE = 1e-6  # of a probability, where the gradient by it is computed
+LEAST_VARIANCE = 1e-6  # of a probability, where the gradient by it is computed
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _seed_binary(loss: Loss, tape: Tape, head: Value) -> tuple[Value, Feed]:
         label = (noise < head).cast(head.dtype)
         variance = head * (1.0 - head)
         # a product with the gradient of the sigmoid follows, which is the variance
-        limited = variance.where(variance > _LEAST_VARIANCE, _LEAST_VARIANCE)
+        limited = variance.where(variance > LEAST_VARIANCE, LEAST_VARIANCE)
         return (head - label) / limited * (loss.scale or 1.0), feed
     label = (head + noise > 0).cast(head.dtype)
     return (head.call("Sigmoid") - label) * (loss.scale or 1.0), feed

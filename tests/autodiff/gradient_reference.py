@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.autodiff import DRAWN, VECTOR, Gradient, Loss, Place
+from onnxprune.autodiff import BINARY, DRAWN, VECTOR, Gradient, Loss, Place
+from onnxprune.autodiff.losses import BACKGROUND, LEAST_VARIANCE
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 
@@ -80,20 +81,11 @@ def autograd(
         softmax = producer.op_type == "Softmax" and loss.kind != VECTOR
         starts.append(producer.input[0] if softmax else loss.head)
     names = list(dict.fromkeys(p.tensor for p in places))
-    values = module(tensors, [*names, *starts])
+    scores = [loss.weight[0] for loss in losses if loss.weight]
+    values = module(tensors, [*names, *starts, *scores])
     total = torch.zeros((), dtype=torch.float64)
     for loss, start in zip(losses, starts, strict=True):
-        head, given = values[start], torch.from_numpy(extra[loss.input])
-        if loss.kind == VECTOR:
-            total = total + (head * given).sum()
-            continue
-        labels = (head + given).argmax(1) if loss.kind == DRAWN else given
-        positions = labels[0].numel()
-        total = (
-            total
-            + torch.nn.functional.cross_entropy(head, labels, reduction="sum", ignore_index=-1)
-            / positions
-        )
+        total = total + _differentiate(loss, values, start, torch.from_numpy(extra[loss.input]))
     grads = dict(zip(names, torch.autograd.grad(total, [values[n] for n in names]), strict=True))
     result = {}
     for place in places:
@@ -104,6 +96,41 @@ def autograd(
         axis = place.axis % a.ndim + 1
         result[place] = product.sum([i for i in range(1, product.ndim) if i != axis]).numpy()
     return result
+
+
+def _differentiate(loss: Loss, values: dict[str, Any], start: str, given: Any) -> Any:
+    """Return one loss, a scalar of torch; the formula of each kind is its own definition."""
+    import torch
+    from torch.nn import functional
+
+    head = values[start]
+    factor = torch.ones((), dtype=torch.float64)
+    if loss.weight:
+        tensor, axis, probabilities = loss.weight
+        score = values[tensor].detach()
+        most = (score if probabilities else score.sigmoid()).amax(axis, keepdim=True)
+        if most.ndim == head.ndim:
+            factor = (most + BACKGROUND).sqrt()
+    if loss.kind == VECTOR:
+        return (head * given * factor).sum()
+    if loss.kind == BINARY:
+        scale = loss.scale or 1.0
+        if not loss.probabilities:
+            labels = (head.detach() + given > 0).double()
+            each = functional.binary_cross_entropy_with_logits(head, labels, reduction="none")
+            return (each * factor).sum() * scale
+        p = head.detach()
+        labels = (given < p).double()
+        derivative = (p - labels) / (p * (1 - p)).clamp_min(LEAST_VARIANCE)
+        return (head * derivative * factor).sum() * scale
+    axis = loss.axis % head.ndim
+    labels = (head + given).argmax(axis) if loss.kind == DRAWN else given
+    each = functional.cross_entropy(
+        head.movedim(axis, 1), labels, reduction="none", ignore_index=-1
+    )
+    return (each * factor.squeeze(axis) if loss.weight else each).sum() * (
+        1 / labels[0].numel() if loss.scale is None else loss.scale
+    )
 
 
 def close(
