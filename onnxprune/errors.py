@@ -6,7 +6,6 @@ line: 1 error, 2 usage or recipe, 3 target not reachable, 4 verification failed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 MOST_KNOWN = 40  # names in a message
@@ -87,6 +86,8 @@ def unknown(kind: str, name: str, known: Iterable[str], code: str = "") -> Usage
     code
         Code of the error; by default "unknown-" and the kind.
     """
+    import difflib  # only wrong names need it, help does not
+
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1) or _find_containing(name, names)
     # a model has thousands of tensors, which no message can list

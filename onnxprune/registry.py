@@ -6,10 +6,12 @@ import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxprune.errors import OnnxpruneError, unknown
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Registry:
     @cached_property
     def plugins(self) -> Mapping[str, EntryPoint]:
         """Entry points of installed plug-ins; they cannot replace built-in names."""
+        # help of a command without registries does not need it
+        from importlib.metadata import entry_points
+
         return {e.name: e for e in entry_points(group=self.group) if e.name not in self.builtin}
 
     def __iter__(self) -> Iterator[str]:

@@ -69,6 +69,8 @@ EXTRAS = {
 }
 # always installed: slow to import, or of one platform or Python version only
 HEAVY = {"onnx", "onnxruntime", "scipy", "fcntl", "msvcrt", "tomllib", "tomli"}
+# of the standard library: they would delay `--help`, which needs them only for errors and plug-ins
+LATE = {"difflib", "importlib.metadata", "traceback"}
 
 
 class Import(NamedTuple):
@@ -214,6 +216,7 @@ def test_imports_inside_functions_have_a_reason() -> None:
         for i in found
         if i.deferred
         and i.target.split(".")[0] not in EXTRAS | HEAVY
+        and i.target not in LATE
         and not (inside(i.target) and (light(name) or optional(i.target)))
     ]
     assert not without

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -113,4 +112,6 @@ def _say(code: str, message: str, exit_code: int) -> int:
 def _print_traceback(argv: Sequence[str]) -> None:
     """Print the traceback of the current exception if --debug is given."""
     if "--debug" in argv:
+        import traceback
+
         traceback.print_exc()
