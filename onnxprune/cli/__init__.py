@@ -74,11 +74,14 @@ def _report(problem: BaseException, argv: Sequence[str]) -> int:
         return _say("interrupted", message or "stopped; no output was written", INTERRUPTED)
     # before OSError, of which it is a subclass
     except BrokenPipeError:  # what reads stdout has ended, such as `head`
-        # Python flushes stdout again when it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 1
     except OSError as problem:
         _print_traceback(argv)
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk
+            _discard_output()
         return _say(
             "system", f"{problem.filename or 'input or output'}: {problem.strerror or problem}", 1
         )
@@ -97,6 +100,14 @@ def _report(problem: BaseException, argv: Sequence[str]) -> int:
         # messages of libraries can fill pages; --debug shows all of them
         first = next(iter(str(problem).strip().splitlines()), "")
         return _say("internal", f"{type(problem).__name__}: {first[:300]}\n  {_BUG_HINT}", 1)
+
+
+def _discard_output() -> None:
+    """Send what stdout still holds to the null device.
+
+    Python flushes stdout again when it exits, and a failure there would replace the exit code.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(code: str, message: str, exit_code: int) -> int:

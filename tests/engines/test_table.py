@@ -134,7 +134,8 @@ def test_the_bundle_times_layers_on_this_machine(tmp_path: Path) -> None:
     with ENGINES.get(f"table:{tmp_path / 'bundle.latency.json'}").compile(
         residual(8), DEFAULTS
     ) as compiled:
-        assert compiled.sample({}, 1) == [table.anchors[-1].whole_ms]
+        # a sum of layers times a factor: equal up to rounding
+        assert compiled.sample({}, 1) == [pytest.approx(table.anchors[-1].whole_ms)]
     (bundle / "results" / "layer_times.json").write_text('{"times_ms": {}}')
     with pytest.raises(DataError, match="times of layers are invalid"):
         write_table(bundle, tmp_path / "x.json")
