@@ -26,6 +26,8 @@ HELD_OUT = 64  # further inputs, for the report of the run only
 # criterion, allocator and repair: the default, controls, and each part of the default by itself
 METHODS = {
     "default": ("reconstruction", "divergence", "least-squares"),
+    "default, low rank": ("reconstruction", "divergence", "least-squares"),
+    "random, low rank": ("random", "uniform", "least-squares"),
     "fast": ("reconstruction", "layer-error", "least-squares"),
     "random, least squares": ("random", "uniform", "least-squares"),
     "l2, least squares": ("l2", "uniform", "least-squares"),
@@ -37,6 +39,7 @@ METHODS = {
     "fisher, bias": ("fisher", "knapsack", "bias"),
     "random, bias": ("random", "knapsack", "bias"),
 }
+LOW_RANK = "low rank"  # the end of the names of methods with --low-rank
 FLIPPED = ("cifar10", "imagenet", "vww")  # photographs, which may be mirrored
 
 
@@ -89,6 +92,7 @@ def measure(entry: zoo.Entry, key: Row, options: argparse.Namespace) -> Row:
             round_to=1,
             seed=key["seed"],
             threads=options.threads,
+            low_rank=key["method"].endswith(LOW_RANK),
             flip=entry.name.startswith(FLIPPED),
             engine="none",
         )

@@ -49,6 +49,17 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
     return analysis.plan(selection.kept(chosen), allocate=name)
 
 
+def predict_damage(
+    name: str, context: Context, scores: Scores, constraints: Constraints, plan: Plan
+) -> float | None:
+    """Return the sum of the damages of a plan's steps; None if the allocator has only ranks."""
+    steps = _build_selection(context, scores, constraints).steps
+    ranking = _rank_steps(name, context, scores, steps)
+    widths = {group: len(channels) for group, channels in plan.kept.items()}
+    taken = [step.target >= widths.get(step.group, step.size) for step in steps]
+    return float(ranking.values[taken].sum()) if ranking.per_saving else None
+
+
 def least_kept(context: Context, constraints: Constraints) -> dict[str, tuple[int, ...]]:
     """Return the channels per group of the narrowest plan within the limits, whatever its budgets.
 

@@ -44,7 +44,7 @@ def unreachable(
         The exceeded budget.
     """
     original, reached = (
-        _gather_costs(analysis, constraints, {}),
+        _gather_costs(analysis.original, constraints, {}),
         _gather_costs(analysis, constraints, kept),
     )
     # a candidate may be timed in another type than the original

@@ -93,6 +93,8 @@ class Analysis(AnalysisSummary):
         Group -> index of the cause of each of its channels.
     sizes
         Lengths at which costs are counted; None = example lengths, see `counted_at`.
+    origin
+        Analysis of the model that this one was rewritten from; None if it was not.
     """
 
     model: Model
@@ -104,6 +106,12 @@ class Analysis(AnalysisSummary):
     causes: Mapping[str, np.ndarray] = field(repr=False)
     _members: Mapping[str, tuple[Member, ...]] = field(repr=False)
     sizes: Sizes | None = None
+    origin: Analysis | None = None
+
+    @property
+    def original(self) -> Analysis:
+        """Analysis of the model of whose costs targets are shares."""
+        return self.origin or self
 
     @property
     def defects(self) -> tuple[str, ...]:
@@ -131,7 +139,8 @@ class Analysis(AnalysisSummary):
         origin
             Where the shapes come from, for reports.
         """
-        return replace(self, sizes=Sizes(self.record, dict(shapes), origin))
+        before = self.origin.at(shapes, origin) if self.origin else None
+        return replace(self, sizes=Sizes(self.record, dict(shapes), origin), origin=before)
 
     @cached_property
     def counted_at(self) -> Sizes:
@@ -413,10 +422,12 @@ class Analysis(AnalysisSummary):
             It is for another one.
         """
         if plan.source != self.digest:
+            low_rank = plan.decided_by.get("low_rank")
+            hint = "; pass factored.onnx of the plan's run directory" if low_rank else ""
             raise UsageError(
                 "plan-model",
                 f"the plan is for another model: its source has SHA-256 {plan.source[:12]}..., "
-                f"this model has {self.digest[:12]}...",
+                f"this model has {self.digest[:12]}...{hint}",
             )
         for name, size in plan.sizes.items():
             if self.group(name).size != size:

@@ -14,7 +14,7 @@ GROUPS = {
     "Data": "data samples labeled flip shape batch_axis batch_size",
     "Preprocessing": "preprocess resize crop mean std scale order layout",
     "Quality": "metric criterion repair fast candidate curve control",
-    "Widths": "device round_to floor max_fraction freeze blocks",
+    "Widths": "device round_to floor max_fraction freeze blocks low_rank",
     "Measuring": "engine seconds precision",
     "Quantization": "quantize quantize_form quantize_calibrate quantize_exclude",
     "Run": "output overwrite run_dir recipe_file seed threads external_data as_json quiet debug "

@@ -162,7 +162,7 @@ def layer_rows(
     if pruned is not None:
         # the pruned model at the same inputs, so that only its widths differ
         sizes = analysis.counted_at
-        moved_before = traffic(analysis.model, sizes.shapes)
+        moved_before = traffic(analysis.original.model, analysis.original.counted_at.shapes)
         moved_after = traffic(pruned, sized_shapes(pruned, sizes.inputs, infer(pruned)))
     times: dict[str, list[float | None]] = {}
     for timed in bench.get("layers", ()):
@@ -170,12 +170,16 @@ def layer_rows(
             # layers of further engines come later and do not replace these
             times.setdefault(node, list(timed["times_ms"].values()))
     rows = []
+    # a layer that was added by a rewrite costs nothing in the original
+    before = {cost.node: cost.macs for cost in analysis.original.node_costs()}
     for cost in analysis.node_costs():
         node = cost.node
         moved = None
         if node in moved_before and node in moved_after:
             moved = [moved_before[node], moved_after[node]]
-        rows.append(LayerCost(node, cost.op, [cost.macs, after[node]], moved, times.get(node)))
+        rows.append(
+            LayerCost(node, cost.op, [before.get(node, 0), after[node]], moved, times.get(node))
+        )
     return tuple(rows)
 
 

@@ -99,6 +99,9 @@ def forecast(
     work = _Work.of(analysis, splits.calibration.samples)
     expected, phases = forecast_plan(analysis, recipe, splits.calibration.samples)
     plan = expected.pop("plan").seconds
+    if recipe.low_rank:
+        # how many layers are tried depends on the data
+        expected = {"factor": Expected(None), **expected}
     stages: dict[str, float | None] = {}
     if recipe.max_divergence is not None:
         # how many models it takes is not known before

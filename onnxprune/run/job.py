@@ -121,6 +121,8 @@ class RunJob:
             recipe.plain("analyze"),
             recipe.plain("runtime"),
             self.splits.calibration.samples,
+            # of the factored model, which depends on more than the provenance says
+            self.analysis.digest,
         )
         run_key = hash_key(stages.chain, recipe.plain())
         overwrite = False
@@ -430,7 +432,7 @@ def decide_stage(
     inputs = PlanInputs(feeds, lambda text: stages.progress(None, text), journal, tuner)
     plan = decide(context, scores, recipe, inputs)
     analysis = context.analysis
-    share = analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1)
+    share = analysis.cost(plan.kept).macs / max(analysis.original.cost().macs, 1)
     stages.detail(f"{share:.1%} of the MACs remain at {analysis.counted_at.describe()}")
     return plan
 

@@ -42,6 +42,7 @@ class RecipeKeywords(TypedDict, total=False):
     floor: int
     max_fraction: Share
     blocks: bool
+    low_rank: bool
     ratio: Mapping[str, Share] | Share | Sequence[str | tuple[int, float]]
     freeze: Names
     allow_mixing: Names

@@ -37,6 +37,7 @@ from onnxprune.run.input_judgment import describe_skipped, judge_inputs
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
 from onnxprune.run.keywords import RecipeKeywords
 from onnxprune.run.label_judgment import check_metrics, judge_labels
+from onnxprune.run.low_rank import factor_stage
 from onnxprune.run.outputs import check_output, check_space, choose_output, default_run_dir
 from onnxprune.run.provenance import collect_provenance
 from onnxprune.run.recipe import Recipe
@@ -169,6 +170,8 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     of_file = (*describe_copies(analysis.copies), *describe_unused(source))
     others = of_topic(INPUTS, skipped, analysis.defects, of_file, notes, raised)
     before = (*of_topic(DOUBT, doubts), *others)
+    if recipe.low_rank:
+        analysis = factor_stage(stages, analysis, recipe, splits)
     return RunJob(stages, recipe, source, analysis, splits, provenance, given, before)
 
 

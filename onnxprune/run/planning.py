@@ -145,9 +145,7 @@ def decide(
             f"--swaps needs criterion 'reconstruction', not {recipe.criterion!r}: omit --swaps",
         )
     inputs = inputs or PlanInputs()
-    budgets = counted_budgets(recipe, context.analysis.cost().as_dict())
-    depthwise = any(map(_is_depthwise, context.analysis.model.proto.graph.node))
-    constraints = constraints_for(recipe, budgets, depthwise, dead=find_dead(context, recipe))
+    constraints = counted_constraints(context, recipe)
     # open for all rounds: a probe measures the original when it is opened
     with _open_latency_targets(context.analysis, recipe, inputs) as latency:
         try:
@@ -160,9 +158,18 @@ def decide(
     method: dict[str, Any] = {"allocate": recipe.allocate}
     if recipe.method != ONE_SHOT:
         method = {"method": recipe.method, "method_option": dict(recipe.method_option)}
+    if context.analysis.origin:
+        method["low_rank"] = True
     decided_by = {"criterion": recipe.criterion, **method, "seed": recipe.seed}
     # what the allocator or the search has recorded itself remains
     return replace(plan, decided_by={**plan.decided_by, **decided_by})
+
+
+def counted_constraints(context: Context, recipe: Recipe) -> Constraints:
+    """Return the constraints of a recipe without those on latencies."""
+    budgets = counted_budgets(recipe, context.analysis.original.cost().as_dict())
+    depthwise = any(map(_is_depthwise, context.analysis.model.proto.graph.node))
+    return constraints_for(recipe, budgets, depthwise, dead=find_dead(context, recipe))
 
 
 def _is_depthwise(node: NodeProto) -> bool:

@@ -137,6 +137,14 @@ class Recipe(QuantizeOptions):
         "Method one-shot: allow removing entire branches of residual blocks, regardless of "
         "--max-fraction and --round-to.",
     )
+    low_rank: bool = option_field(
+        False,
+        parsers.flag,
+        "variants",
+        "",
+        "Write layers as two of a lower rank each where a first plan saves by it; the ranks share "
+        "the targets with the widths.",
+    )
     ratio: Mapping[str, float] = option_field(
         (),
         parsers.ratios,

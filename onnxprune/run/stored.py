@@ -18,7 +18,7 @@ def count_original(source: Model, analysis: Analysis) -> Costs:
 
     A plan counts weights that are stored as copies once, and those that no node uses not at all.
     """
-    return Costs.from_json(count_stored(source, analysis.cost()).as_dict())
+    return Costs.from_json(count_stored(source, analysis.original.cost()).as_dict())
 
 
 def count_artifact(model: Model, analysis: Analysis) -> Costs:

@@ -99,7 +99,7 @@ def _exclude_sensitive(variants: Variants, recipe: Recipe, allowed: float) -> Re
 
 def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Row]) -> Row:
     """Measure the model at a position; the divergence of a plan is measured once."""
-    original = variants.context.analysis.cost().as_dict()
+    original = variants.context.analysis.original.cost().as_dict()
     variant = recipe.but({"target": _interpolate_targets(recipe, position, original)})
     targets = [str(target) for target in variant.target]
     title = ", ".join(targets)

@@ -91,6 +91,12 @@ def _check_clashes(recipe: Recipe) -> None:
             f"{building[0]} needs method {ONE_SHOT}, which scores channels once; method "
             f"{recipe.method!r} does not",
         )
+    if recipe.low_rank and recipe.method != ONE_SHOT:
+        raise UsageError(
+            "options-clash",
+            f"low_rank needs method {ONE_SHOT}, which plans ranks and widths together; method "
+            f"{recipe.method!r} does not",
+        )
     timed = next((str(target) for target in recipe.target if target.engine), None)
     if selecting and timed:
         raise UsageError(
@@ -111,6 +117,10 @@ def _check_inputs(recipe: Recipe, has_data: bool) -> None:
     if recipe.quantize == INT8 and not has_data:
         raise DataError(
             "int8-without-data", "int8 needs real inputs to determine ranges: pass --data PATH"
+        )
+    if recipe.low_rank and not has_data:
+        raise UsageError(
+            "data-missing", "low_rank needs real inputs to measure responses: pass --data PATH"
         )
     # random inputs say nothing about the divergence on real ones
     if recipe.max_divergence is not None and not has_data:

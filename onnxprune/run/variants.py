@@ -109,7 +109,7 @@ class Variants:
     def macs_share(self, plan: Plan) -> float:
         """Return the share of the original's MACs that a plan keeps."""
         analysis = self.context.analysis
-        return analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1)
+        return analysis.cost(plan.kept).macs / max(analysis.original.cost().macs, 1)
 
 
 def plan_key(recipe: Recipe, plan: Plan) -> str:

@@ -88,11 +88,11 @@ class Probe:
         self._converted = replace(options, precision=precision or options.precision)
         # those of the original serve all candidates: pruning keeps the inputs of a graph
         if feeds is None:
-            feeds = random_feeds(static_inputs(analysis.model, options.shapes))
+            feeds = random_feeds(static_inputs(analysis.original.model, options.shapes))
         self._feeds = dict(feeds)
         self._stack = ExitStack()
         # compiled once and kept: each candidate is timed against it
-        self._original = self._stack.enter_context(engine.compile(analysis.model, options))
+        self._original = self._stack.enter_context(engine.compile(analysis.original.model, options))
         self._known: dict[tuple[tuple[str, int], ...], float] = {}
         # measured once: candidates are only compared by their ratio
         first, second = self._time_twice(schedule)

@@ -1,0 +1,128 @@
+"""Ranks beside widths: layers that are written as two because it pays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.cli import run
+from onnxprune.errors import UsageError
+from onnxprune.ir.io import Model, digest, load
+from onnxprune.run.pipeline import optimize
+from onnxprune.run.results import Result
+
+RANK = 3
+OPTIONS: dict[str, Any] = {"engine": "none", "round_to": 1, "target": "macs=60%", "samples": 96}
+
+
+def network(rank: int) -> Model:
+    """Return conv 3x3 to 24 channels of responses of this rank, relu, conv to 16, relu, classes."""
+    r = np.random.default_rng(0)
+
+    def low_rank(outputs: int, inputs: int) -> np.ndarray:
+        left = r.standard_normal((outputs, min(rank, outputs)))
+        right = r.standard_normal((min(rank, outputs), inputs, 3, 3))
+        return np.tensordot(left, right, 1) / np.sqrt(inputs * 9 * rank)
+
+    weights = {
+        "wa": low_rank(24, 8),
+        "ba": r.standard_normal(24) * 0.1,
+        "wb": low_rank(24, 24),
+        "bb": r.standard_normal(24) * 0.1,
+        "wc": r.standard_normal((5, 24)),
+    }
+    attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "wa", "ba"], ["a"], name="first", **attributes),
+        helper.make_node("Relu", ["a"], ["ra"]),
+        helper.make_node("Conv", ["ra", "wb", "bb"], ["b"], name="second", **attributes),
+        helper.make_node("Relu", ["b"], ["rb"]),
+        helper.make_node("GlobalAveragePool", ["rb"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "wc"], ["y"], name="classes", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8, 10, 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])],
+        [numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return load(helper.make_model(graph, opset_imports=opset, ir_version=8))
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((160, 8, 10, 10)).astype(np.float32)
+
+
+def pruned(rank: int, output: Path | None = None, **options: Any) -> Result:
+    return optimize(network(rank), output, data=images(), **{**OPTIONS, **options})
+
+
+def test_a_layer_of_low_rank_becomes_two(tmp_path: Path) -> None:
+    """Ranks reach the target at a smaller error than widths alone, and are verified as a cut."""
+    result = pruned(RANK, tmp_path / "small.onnx", low_rank=True)
+    widths = pruned(RANK)
+    report = result.report
+    assert report.after["macs"] <= 0.6 * report.before["macs"]
+    assert report.before == widths.report.before
+    assert report.verification.ok and result.plan.decided_by["low_rank"]
+    errors = [r.fidelity.relative_error for r in (report, widths.report)]
+    assert errors[0] < 0.5 * errors[1]
+    rows = {row.node: row.macs for row in report.layers}
+    # the layer itself and the one before it: what the original pays stands at its name
+    assert sum(before for before, _ in rows.values()) == report.before["macs"]
+    assert rows["second/low_rank"][0] == 0 < rows["second/low_rank"][1]
+    names = [node.name for node in result.model.proto.graph.node]
+    assert "second/low_rank" in names and "second" in names
+
+    folder = tmp_path / "small.run"
+    files = [str(folder / "factored.onnx"), str(tmp_path / "small.onnx")]
+    assert run(["verify", *files, "--plan", str(folder / "plan.json")]) == 0
+    with pytest.raises(UsageError, match="factored.onnx"):
+        _check(network(RANK), result)
+
+
+def _check(model: Model, result: Result) -> None:
+    from onnxprune.analysis.walk import analyze
+
+    analyze(model).check(result.plan)
+
+
+def test_layers_of_full_rank_stay() -> None:
+    """Nothing is gained: the result has the bytes of a run without the option."""
+    found, widths = pruned(24, low_rank=True), pruned(24)
+    assert digest(found.model) == digest(widths.model)
+    (stage,) = [s for s in found.report.stages if s.name == "factor"]
+    assert stage.detail in ("0 of 3 layers in two", "none of 3 layers in two")
+
+
+def test_a_run_resumes(tmp_path: Path) -> None:
+    first = pruned(RANK, tmp_path / "a.onnx", low_rank=True)
+    again = pruned(RANK, tmp_path / "a.onnx", low_rank=True, overwrite=True)
+    reused = {stage.name for stage in again.report.stages if stage.reused}
+    assert {"factor", "score", "plan", "repair"} <= reused
+    assert digest(first.model) == digest(again.model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "pagcp"}, "low_rank needs method"),
+        ({"data": None}, "low_rank needs real inputs"),
+    ],
+)
+def test_options_that_exclude_it(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        optimize(network(RANK), **{**OPTIONS, "data": images(), "low_rank": True, **options})
+
+
+@pytest.mark.parametrize("extra", [{"ratio": 0.3, "target": ()}, {"criterion": "l2"}])
+def test_other_options_go_with_it(extra: dict[str, Any]) -> None:
+    result = pruned(RANK, low_rank=True, **extra)
+    assert result.report.verification.ok
