@@ -121,6 +121,8 @@ class RunJob:
             recipe.plain("analyze"),
             recipe.plain("runtime"),
             self.splits.calibration.samples,
+            # mirror images are made from the data, whose fingerprint is that of the files
+            recipe.flip,
             # of the factored model, which depends on more than the provenance says
             self.analysis.digest,
         )
