@@ -28,6 +28,7 @@ LAYERS = (
         "files",
         "scratch",
         "events",
+        "parallel",
         "named",
         "summary",
         "demo",
@@ -68,7 +69,7 @@ EXTRAS = {
     "yaml",
 }
 # always installed: slow to import, or of one platform or Python version only
-HEAVY = {"onnx", "onnxruntime", "scipy", "fcntl", "msvcrt", "tomllib", "tomli"}
+HEAVY = {"onnx", "onnxruntime", "scipy", "fcntl", "msvcrt", "tomllib", "tomli", "threadpoolctl"}
 # of the standard library: they would delay `--help`, which needs them only for errors and plug-ins
 LATE = {"difflib", "importlib.metadata", "traceback"}
 

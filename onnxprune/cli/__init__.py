@@ -13,6 +13,7 @@ import click
 from onnxprune.cli.signals import INTERRUPTED, ignore_signals, interruptible
 from onnxprune.cli.streams import escaped_output
 from onnxprune.errors import OnnxpruneError
+from onnxprune.parallel import limit_blas
 
 _BUG_HINT = "this is a bug in onnxprune or in a plug-in; run again with --debug for the traceback"
 
@@ -32,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
 
     Every failure is one sentence on stderr, `error[code]: ...`; --debug adds the traceback.
     """
-    with escaped_output(), interruptible() as interrupts:
+    with escaped_output(), limit_blas(), interruptible() as interrupts:
         try:
             return _run(argv)
         # KeyboardInterrupt and SystemExit as well: each ends as one message and an exit code

@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from threadpoolctl import threadpool_limits
-
 from onnxprune.analysis.copies import describe_copies
 from onnxprune.criteria import CRITERIA
 from onnxprune.data.dataset import Data
@@ -23,6 +21,7 @@ from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model, Source, load
 from onnxprune.ir.weights import size_bytes
+from onnxprune.parallel import limit_blas
 from onnxprune.report.conclusions import DOUBT
 from onnxprune.run.adapter import (
     check_synthetic,
@@ -107,8 +106,7 @@ def optimize(
         overwrite = check_output(path, overwrite, folder)
     stages = Stages(on_event)
     with _describe_interruption(stages, folder), ExitStack() as stack:
-        # of numpy's and scipy's BLAS; sessions of engines get the number as an option
-        stack.enter_context(threadpool_limits(recipe.threads))
+        stack.enter_context(limit_blas())
         source = stages.do("load", lambda: load(model))
         # as soon as the size is known, and before the run directory exists
         check_space(path, sum(map(size_bytes, source.weights.values())))
