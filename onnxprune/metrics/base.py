@@ -231,7 +231,7 @@ class BaseMetric:
         """Return the exact standard error of a mean, else that of the bootstrap."""
         values = self.outcomes()
         if values is not None:
-            return standard_error(values)
+            return share_error(values)
         # a fixed seed, so that reports of the same samples agree
         drawn = resample([self], self.draws, np.random.default_rng(SEED))
         return None if drawn is None else bootstrap_error([e[0].value for e in drawn])
@@ -325,6 +325,20 @@ def standard_error(values: np.ndarray) -> float | None:
     if len(values) < 2 or not np.isfinite(values).all():
         return None
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def share_error(right: np.ndarray) -> float | None:
+    """Return the standard error of a share of answers, 0 or 1 each; of other values, of the mean.
+
+    If all answers are equal, the spread is 0 although further ones may differ: then it is the
+    distance to the other end of Wilson's interval (1927) at one standard error.
+
+    >>> share_error(np.ones(49))
+    0.02
+    """
+    if len(right) < 2 or not (right == right[0]).all() or right[0] not in (0, 1):
+        return standard_error(right)
+    return 1 / (len(right) + 1)
 
 
 def bootstrap_error(values: Sequence[float]) -> float | None:

@@ -23,6 +23,7 @@ from onnxprune.metrics.base import (
     bootstrap_error,
     plain,
     resample,
+    share_error,
     standard_error,
 )
 from onnxprune.metrics.run import BATCH_SIZE, measure
@@ -287,6 +288,9 @@ def _estimate_difference_error(
     """Return the paired standard error: exact for means over all samples, else by bootstrap."""
     first, second = a.outcomes(), b.outcomes()
     if classes is None and first is not None and second is not None:
+        # answers that agree on all samples may differ on further ones
+        if _paired_outcomes(first, second) and np.array_equal(first, second):
+            return share_error(np.zeros(len(first)))
         return standard_error(second - first)
     return bootstrap_error(differences)
 

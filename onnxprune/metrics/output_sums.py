@@ -39,7 +39,8 @@ class OutputFidelity:
     location_agreement
         Share of positions with the same largest channel.
     relative_error_error, agreement_error
-        Standard errors over samples of `relative_error` and of the agreement.
+        Standard errors over samples of `relative_error` and of the agreement; 0 if all answers are
+        equal, which is no bound on further ones.
     """
 
     relative_error: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import hypot, isfinite, isnan
+from math import hypot, isfinite, isnan, sqrt
 from typing import Any
 
 from onnxprune.errors import plural
@@ -27,6 +27,10 @@ USABLE = 0.5
 # Agreement without a metric: with fewer equal answers, models of the zoo lost more than two points.
 FAITHFUL = 0.95
 FAITHFUL_ERROR = 0.05  # variance not explained, the same for outputs without classes
+# A good verdict needs inputs enough to exclude less than this share: 22 of equal answers
+SETTLED = 0.85
+LEAST_INPUTS = 5  # a standard error of fewer may be far too small
+Z_95 = 1.96  # quantile of the normal distribution, of an interval of 95 %
 
 
 def judge(report: Report) -> tuple[Verdict, ...]:
@@ -102,9 +106,20 @@ def _judge_metric(name: str, row: QualityRow) -> tuple[str, str]:
             return GOOD, f"not worse: {figures}; no standard error"
         return FAIR, f"lost {lost:.3g}, without a standard error: {figures}"
     if abs(lost) <= NOISE * error:
+        # within a noise that large, a model could have lost a lot
+        if not _excludes_loss(row, lost + NOISE * error):
+            noise = f"change {-lost:+.2g} ± {error:.2g}"
+            return UNKNOWN, f"too few labeled inputs to judge ({noise}): {figures}"
         return GOOD, f"within noise ({-lost:+.2g} ± {error:.2g}): {figures}"
     word = "lost" if lost > 0 else "gained"
     return (FAIR if lost > 0 else GOOD), f"{word} {abs(lost):.2g} ± {error:.2g}: {figures}"
+
+
+def _excludes_loss(row: QualityRow, loss: float) -> bool:
+    """Return whether a metric that is worse by `loss` would still be close to the original's."""
+    if row.higher_is_better:
+        return row.before - loss >= SETTLED * row.before
+    return SETTLED * (row.before + loss) <= row.before
 
 
 def _explain_silence(name: str, row: QualityRow) -> str:
@@ -138,9 +153,9 @@ def _judge_fidelity(report: Report) -> Verdict:
         return Verdict("quality", UNKNOWN, text)
     parts = []
     if fidelity.agreement is not None:
-        error = _find_largest(report, "agreement_error")
-        name = agreement_name(fidelity)
-        parts.append(f"{name} with the original {fidelity.agreement:.1%}{_spell_error(error, 100)}")
+        low, high = _bound_agreement(report, fidelity.agreement)
+        figure = f"{fidelity.agreement:.1%} ({low:.1%} to {high:.1%})"
+        parts.append(f"{agreement_name(fidelity)} with the original {figure}")
     if fidelity.relative_error is not None:
         error = _find_largest(report, "relative_error_error")
         parts.append(f"relative output error {fidelity.relative_error:.2g}{_spell_error(error)}")
@@ -161,21 +176,47 @@ def agreement_name(fidelity: FidelitySummary) -> str:
     return "agreement"
 
 
+def _bound_agreement(report: Report, agreement: float) -> tuple[float, float]:
+    """Return the interval of 95 % of the agreement (Wilson 1927).
+
+    Unlike a standard error, it is not 0 where all answers are equal. Answers of one input, such as
+    its pixels, count as as many as their standard error says, and at least as one.
+    """
+    number = float(max(report.fidelity.samples or 0, 1))
+    error = _find_largest(report, "agreement_error")
+    if error and isfinite(error):
+        number = max(number, agreement * (1 - agreement) / error**2)
+    squared = Z_95**2 / number
+    center = (agreement + squared / 2) / (1 + squared)
+    half = sqrt(max(agreement * (1 - agreement), 0) * squared + squared**2 / 4) / (1 + squared)
+    # rounding may leave a share of 1 outside
+    return min(max(center - half, 0.0), agreement), max(min(center + half, 1.0), agreement)
+
+
 def _grade_fidelity(report: Report) -> tuple[str, str]:
     """Return level and word of the outputs: by agreement, else by explained variance."""
     agreement = report.fidelity.agreement
     if agreement is not None:
         kept, faithful = agreement, FAITHFUL
+        least, _ = _bound_agreement(report, agreement)
     else:
         unexplained = _find_largest(report, "nmse")
+        relative = report.fidelity.relative_error or 0.0
         if unexplained is None:
             # without nmse, the square of the relative error estimates it
-            unexplained = (report.fidelity.relative_error or 0.0) ** 2
+            unexplained = relative**2
         kept, faithful = 1 - unexplained, 1 - FAITHFUL_ERROR
+        error = _find_largest(report, "relative_error_error") or 0.0
+        least = 1 - unexplained * (1 + NOISE * error / (relative or 1.0)) ** 2
     # negated, so that NaN is unusable too
     if not kept >= USABLE:
         return BAD, "unusable"
-    return (GOOD, "close to the original") if kept >= faithful else (FAIR, "changed")
+    if kept < faithful:
+        return FAIR, "changed"
+    samples = report.fidelity.samples
+    if least < SETTLED or (samples is not None and samples < LEAST_INPUTS):
+        return UNKNOWN, "too few inputs to judge, close to the original on these"
+    return GOOD, "close to the original"
 
 
 def _find_largest(report: Report, figure: str) -> float | None:
@@ -186,11 +227,9 @@ def _find_largest(report: Report, figure: str) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _spell_error(error: float | None, factor: float = 1.0) -> str:
-    """Return " ± error", "" without one; with a factor of 100 in percent."""
-    if error is None:
-        return ""
-    return f" ± {error * factor:.1f}%" if factor != 1 else f" ± {error:.1g}"
+def _spell_error(error: float | None) -> str:
+    """Return " ± error", "" without one."""
+    return "" if error is None else f" ± {error:.1g}"
 
 
 def _judge_speed(report: Report) -> Verdict:

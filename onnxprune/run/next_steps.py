@@ -56,12 +56,16 @@ def _list_steps(report: Report, recipe: Recipe, data: Data) -> Iterator[NextStep
     if levels["quality"] == UNKNOWN and recipe.data is None:
         command = _build_command(report, recipe.but({"data": PATH}), "calibrated")
         yield NextStep("use a few hundred real inputs, without labels", command)
+    elif levels["quality"] == UNKNOWN:
+        yield from _use_more(report, recipe, data)
     if levels["speed"] in (FAIR, BAD):
         yield _gain_speed(report, recipe)
     if levels["speed"] == UNKNOWN:
         command = shlex.join(("onnxprune", "bench", report.source, report.output))
         yield NextStep("measure the latency of both models", command)
-    if levels["quality"] != UNKNOWN and not report.quality:
+    is_compared = report.fidelity.agreement is not None
+    is_compared |= report.fidelity.relative_error is not None
+    if is_compared and not report.quality:
         inputs = to_flags(recipe, "data", "runtime", without=("data", "flip", "samples"))
         options = (*inputs, "--metric", "top1", "--labeled", PATH)
         command = shlex.join(("onnxprune", "compare", report.source, report.output, *options))
@@ -78,16 +82,21 @@ def _recover_quality(report: Report, recipe: Recipe, data: Data) -> Iterator[Nex
     if recipe.data is None:
         command = _build_command(report, recipe.but({"data": PATH}), "calibrated")
         yield NextStep("use a few hundred real inputs, without labels", command)
-    # only if the source has clearly more: a few further inputs change little
-    elif len(data.chosen) < FEW_INPUTS and data.source.count > 2 * len(data.chosen):
-        samples = {"samples": min(data.source.count, 4 * FEW_INPUTS)}
-        yield NextStep("use more inputs", _build_command(report, recipe.but(samples), "calibrated"))
+    else:
+        yield from _use_more(report, recipe, data)
     if recipe.data is not None:
         inputs = to_flags(recipe, "data", "runtime", without=("samples",))
         options = ("--teacher", report.source, *inputs)
         command = shlex.join(("onnxprune", "tune", report.output, *options))
         yield NextStep("recover quality by distillation (needs torch, no labels)", command)
     yield NextStep("remove less", _build_command(report, _make_milder(report, recipe), "milder"))
+
+
+def _use_more(report: Report, recipe: Recipe, data: Data) -> Iterator[NextStep]:
+    """Yield a run on more inputs, if few were chosen of a source that has clearly more."""
+    if len(data.chosen) < FEW_INPUTS and data.source.count > 2 * len(data.chosen):
+        samples = {"samples": min(data.source.count, 4 * FEW_INPUTS)}
+        yield NextStep("use more inputs", _build_command(report, recipe.but(samples), "calibrated"))
 
 
 def _make_milder(report: Report, recipe: Recipe) -> Recipe:

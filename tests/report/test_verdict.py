@@ -50,6 +50,9 @@ def test_cost_is_bad_if_a_target_is_missed(reached: float, level: str, text: str
         (QualityRow(1.0, 1.5, 0.1, 9, None, 0.1, False), "fair", "lost 0.5 ± 0.1"),
         (QualityRow(1.0, 2.5, 0.1, 9, None, 0.1, False), "bad", "unusable"),
         (QualityRow(0.9, float("nan"), 0.1, 9), "bad", "unusable"),
+        # within so large a noise, most of the accuracy could be lost
+        (QualityRow(0.9, 0.8, 0.13, 10, None, 0.1), "unknown", "too few labeled inputs to judge"),
+        (QualityRow(0.5, 0.5, 0.09, 9, None, 0.1, False), "unknown", "too few labeled inputs"),
     ],
 )
 def test_metric_is_judged_by_the_error_of_its_change(
@@ -112,6 +115,46 @@ def test_outputs_are_judged_without_labels(
     fidelity = {"samples": 51, **figures, "outputs": {"y": {"nmse": nmse}} if figures else {}}
     got = level_and_text(replace(EMPTY, fidelity=fidelity if figures else {}), "quality")
     assert got[0] == level and got[1].startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("figures", "interval"),
+    [
+        # by scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
+        ({"samples": 8, "agreement": 1.0}, (0.6756, 1.0)),
+        ({"samples": 51, "agreement": 1.0}, (0.9300, 1.0)),
+        ({"samples": 51, "agreement": 0.0}, (0.0, 0.0700)),
+        ({"samples": 200, "agreement": 0.97}, (0.9361, 0.9862)),
+        # pixels: the standard error says as how many answers they count
+        ({"samples": 8, "agreement": 0.99, "error": 0.002}, (0.98519, 0.99325)),
+    ],
+)
+def test_agreement_has_an_interval_that_is_honest_for_few_inputs(
+    figures: dict[str, float], interval: tuple[float, float]
+) -> None:
+    outputs = {"y": {"agreement_error": figures.get("error", 0.0)}}
+    report = replace(EMPTY, fidelity={**figures, "outputs": outputs})
+    low, high = interval
+    text = f"{figures['agreement']:.1%} ({low:.1%} to {high:.1%})"
+    assert text in level_and_text(report, "quality")[1]
+
+
+@pytest.mark.parametrize(
+    ("figures", "row"),
+    [
+        ({"samples": 8, "agreement": 1.0}, {"agreement_error": 0.0}),
+        ({"samples": 20, "agreement": 1.0}, {"agreement_error": 0.0}),
+        ({"samples": 3, "relative_error": 0.1}, {"nmse": 0.01, "relative_error_error": 0.001}),
+        ({"samples": 9, "relative_error": 0.2}, {"nmse": 0.04, "relative_error_error": 0.1}),
+    ],
+)
+def test_few_inputs_settle_no_good_quality(
+    figures: dict[str, float], row: dict[str, float]
+) -> None:
+    report = replace(EMPTY, fidelity={**figures, "outputs": {"y": row}})
+    level, text = level_and_text(report, "quality")
+    assert level == "unknown" and text.startswith("too few inputs to judge")
+    assert "close to the original on these" in text
 
 
 @pytest.mark.parametrize(

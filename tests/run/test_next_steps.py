@@ -68,6 +68,20 @@ def test_lost_quality_recommends_tuning_and_a_milder_target() -> None:
     assert [str(t) for t in recipe.target] == ["macs=75%"] and recipe.mean == (0.5,)
 
 
+def test_quality_of_too_few_inputs_recommends_more_of_them_and_labels() -> None:
+    few = {"samples": 3, "agreement": 1.0}
+    report = replace(REPORT, fidelity=few, latency=FAST)
+    chosen = replace(data(200), chosen=tuple(range(16)))
+    steps = recommend(report, Recipe.of({"data": "d"}), chosen)
+    assert [step.purpose for step in steps] == [
+        "use more inputs",
+        "measure a metric on labeled inputs",
+    ]
+    # nothing to take them from
+    steps = recommend(report, Recipe.of({"data": "d"}), data(16))
+    assert [step.purpose for step in steps] == ["measure a metric on labeled inputs"]
+
+
 @pytest.mark.parametrize(
     ("values", "key", "milder"),
     [({"max_divergence": 0.2}, "max_divergence", 0.1), ({"ratio": 0.5}, "ratio", {"*": 0.25})],
