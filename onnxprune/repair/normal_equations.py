@@ -72,6 +72,12 @@ class NormalEquations:
         if self.constant:
             self.shift = moments.y / count - self.weight @ (moments.x / count)
 
+    def with_ridge(self, ridge: float) -> NormalEquations:
+        """Return the solution of the same sums with another ridge."""
+        other = NormalEquations(self.moments, self._prior, ridge, self.constant)
+        other.solve()
+        return other
+
     def whiten(self, damping: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the distribution of the inputs as mean + L e with uncorrelated e.
 

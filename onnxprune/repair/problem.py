@@ -26,9 +26,14 @@ from onnxprune.statistics.im2col import (
 )
 from onnxprune.statistics.segmented_run import Batch, SegmentedRun
 
-# Relative to the mean diagonal of X X^T. Logits, of which there are as many rows as samples, are
-# easily overfitted.
+# Relative to the mean diagonal of X X^T, at least. Logits, of which there are as many rows as
+# samples, are easily overfitted.
 RIDGE, LAST_RIDGE = 1e-3, 1e-2
+# Factors on the ridge that are tried on held-out samples, for nodes of less than so many rows per
+# unknown of an output. On positions of the same image, which are alike, a solution overfits with
+# many times as many rows as unknowns.
+RAISES, FEW_ROWS = (30.0, 1e3, 3e4), 200
+LEAST_FALL = 0.99  # of the error; a smaller fall may be chance
 OVERSAMPLE = 48  # positions per unknown, at least
 MIN_POSITIONS = 4  # per sample
 CACHE_BYTES = 400_000_000  # of the columns of one node that are kept between its solutions
@@ -146,16 +151,21 @@ class LayerProblem:
         g, _, o = self.shape
         return np.broadcast_to(self.fit.scale, g * o).reshape(g, o)
 
-    def samples(self, source: str) -> Iterator[Sample]:
+    def samples(self, source: str, held_out: bool = False) -> Iterator[Sample]:
         """Yield samples per batch, the same in every pass.
 
         Parameters
         ----------
         source
             Input activation of the node.
+        held_out
+            Those of the batches that are not fitted.
         """
         fit, rng = self.fit, np.random.default_rng(self.seed)
-        for present, dense in self._values(source):
+        held = zip(
+            self.pruned.state[: self.held_out], self.original.state[: self.held_out], strict=True
+        )
+        for present, dense in held if held_out else self._values(source):
             x, y = present[source], dense[fit.target]
             y = _take_kept(y, fit)
             at = positions(y.shape, self.window.spatial, self.most, rng)
@@ -242,6 +252,7 @@ class LayerProblem:
                     system.moments.add(x, y)
         for system in self.systems:
             system.solve()
+        self._raise_ridge((self, *tied))
         for _ in range(SATURATION_PASSES if self.saturating else 0):
             self._solve_saturating(uses)
         solved = np.stack([s.weight for s in self.systems])
@@ -255,6 +266,38 @@ class LayerProblem:
         set_values(model, fit.weight, self.stored(model, weight))
         if fit.bias:
             self.set_bias(model, np.concatenate([s.shift for s in self.systems]))
+
+    def _raise_ridge(self, uses: Sequence[LayerProblem]) -> None:
+        """Raise the ridge if the error on held-out samples falls.
+
+        With hardly more rows than unknowns a solution reproduces the rows and little else. The
+        error on other samples is largest where both numbers are equal, so that more images, or
+        mirror images, could fit worse than few.
+        """
+        rows = min(system.moments.count for system in self.systems)
+        if not self.held_out or rows >= FEW_ROWS * self.shape[1]:
+            return
+        solved = self.systems
+        least = LEAST_FALL * self._measure_error(solved, uses)
+        for factor in RAISES:
+            raised = [system.with_ridge(system.ridge * factor) for system in solved]
+            error = self._measure_error(raised, uses)
+            if error < least:
+                self.systems, least = raised, error
+
+    def _measure_error(
+        self, systems: Sequence[NormalEquations], uses: Sequence[LayerProblem]
+    ) -> float:
+        """Return the squared error of solutions on held-out samples."""
+        error = 0.0
+        for problem in uses:
+            for xs, ys, _ in problem.samples(problem.node.input[0], held_out=True):
+                parts = (np.split(array, len(systems)) for array in (xs, ys))
+                for system, x, y in zip(systems, *parts, strict=True):
+                    fitted = system.weight.astype(np.float32) @ x
+                    fitted += system.shift.astype(np.float32)[:, None]
+                    error += float(np.square(fitted - y).sum(dtype=np.float64))
+        return error
 
     def _solve_saturating(
         self, uses: Sequence[tuple[LayerProblem, Callable[[], Iterable[Sample]]]]
