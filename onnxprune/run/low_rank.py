@@ -26,6 +26,7 @@ from onnxprune.types import Plan
 # Share of the variance that a factoring may lose where it saves a quarter of the layer's
 # multiplications; other layers are not tried.
 MOST_LOST = 0.1
+LEAST_ROWS = 4  # responses per output
 SAVING_RANK = 0.75
 # A layer stays in two parts if these cost at most this share of it in a first plan.
 MOST_COST = 0.9
@@ -121,6 +122,9 @@ def _find_low_rank(context: Context, layers: Mapping[str, tuple[Linear, float]])
     found = {}
     for out, (layer, rank) in layers.items():
         variances = bases[out].variances
+        # few responses are always in a subspace
+        if bases[out].rows < LEAST_ROWS * len(variances):
+            continue
         if variances[int(SAVING_RANK * rank) :].sum() <= MOST_LOST * variances.sum():
             found[out] = layer, bases[out]
     return found

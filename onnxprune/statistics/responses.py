@@ -67,4 +67,4 @@ def _find_directions(count: int, total: np.ndarray, squares: np.ndarray, about_z
     mean = np.zeros_like(total) if about_zero else total / max(count, 1)
     covariance = squares / max(count, 1) - np.outer(mean, mean)
     variances, vectors = np.linalg.eigh(covariance)
-    return Basis(vectors[:, ::-1], mean, np.maximum(variances[::-1], 0.0))
+    return Basis(vectors[:, ::-1], mean, np.maximum(variances[::-1], 0.0), count)

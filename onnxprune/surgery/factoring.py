@@ -48,11 +48,14 @@ class Basis:
         (outputs,) origin; zeros for a layer that cannot have a bias.
     variances
         (outputs,) variance of the responses along each direction, descending.
+    rows
+        Number of responses that these are estimated from.
     """
 
     vectors: np.ndarray
     mean: np.ndarray
     variances: np.ndarray
+    rows: int = 0
 
 
 def factor(model: Model, layers: Mapping[str, tuple[Linear, Basis]]) -> Model:

@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graph_text import net
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.analysis.walk import analyze
 from onnxprune.cli import run
+from onnxprune.criteria.base import Context
+from onnxprune.data.dataset import open_data
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model, digest, load
+from onnxprune.run import low_rank
+from onnxprune.run.adapter import input_types
 from onnxprune.run.pipeline import optimize
 from onnxprune.run.results import Result
 
@@ -85,13 +91,7 @@ def test_a_layer_of_low_rank_becomes_two(tmp_path: Path) -> None:
     files = [str(folder / "factored.onnx"), str(tmp_path / "small.onnx")]
     assert run(["verify", *files, "--plan", str(folder / "plan.json")]) == 0
     with pytest.raises(UsageError, match="factored.onnx"):
-        _check(network(RANK), result)
-
-
-def _check(model: Model, result: Result) -> None:
-    from onnxprune.analysis.walk import analyze
-
-    analyze(model).check(result.plan)
+        analyze(network(RANK)).check(result.plan)
 
 
 def test_layers_of_full_rank_stay() -> None:
@@ -126,3 +126,19 @@ def test_options_that_exclude_it(options: dict[str, Any], message: str) -> None:
 def test_other_options_go_with_it(extra: dict[str, Any]) -> None:
     result = pruned(RANK, low_rank=True, **extra)
     assert result.report.verification.ok
+
+
+@pytest.mark.parametrize(("samples", "tried"), [(64, False), (400, True)])
+def test_few_responses_are_no_evidence(samples: int, tried: bool) -> None:
+    """A few responses are in a subspace of any layer; 64 outputs of rank 32 need more."""
+    text = "float[N,32] x | float[32,64] w, float[64] b | y = Gemm(x, w, b) | float[N,64] y"
+    analysis = analyze(load(net(text)))
+    images = np.random.default_rng(0).standard_normal((samples, 32)).astype(np.float32)
+    data = open_data({"x": images}, input_types(analysis.model), samples=samples)
+    layers = low_rank._list_layers(analysis)
+    found = low_rank._find_low_rank(Context(analysis, data), layers)
+    # it would be worth it below rank 21
+    assert layers and not found
+    # as if it broke even at 64, where the 48 first directions hold all 32
+    wider = {out: (layer, 64.0) for out, (layer, _) in layers.items()}
+    assert bool(low_rank._find_low_rank(Context(analysis, data), wider)) == tried
