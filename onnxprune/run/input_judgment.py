@@ -20,7 +20,7 @@ from onnxprune.data.inputs import Batch, Inputs, samples_of
 from onnxprune.data.labeled import LabeledData
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.presets import PRESETS
-from onnxprune.errors import OnnxpruneError, plural
+from onnxprune.errors import DataError, OnnxpruneError, plural
 from onnxprune.ir.model import ModelView
 from onnxprune.ir.nodes import label
 from onnxprune.ir.runtime import Session
@@ -77,6 +77,25 @@ def judge_inputs(analysis: Analysis, data: Data) -> tuple[str, ...]:
         return ()
 
 
+def check_distinct(data: Data) -> None:
+    """Check that real inputs are not all equal.
+
+    Raises
+    ------
+    DataError
+        They are: no channel varies, so that every score and refit would fit this one input. A
+        single input stays possible, and is warned of as too few.
+    """
+    if data.warning or len(data.chosen) < 2 or len(set(data.digests())) > 1:
+        return
+    raise DataError(
+        "data-constant",
+        f"all {len(data.chosen)} inputs of {data.describe()} are equal, from which nothing can be "
+        "learned about the channels: give a few hundred different inputs like those that the model "
+        "will see",
+    )
+
+
 def describe_skipped(data: Data | LabeledData | None, what: str = "") -> tuple[str, ...]:
     """Return that some of the selected inputs cannot be decoded, with the first reason.
 
@@ -118,8 +137,11 @@ def _judge_batches(
 ) -> Iterator[str]:
     """Yield the first finding about the scale of the inputs, else about the outputs."""
     samples = [samples_of(b) for b in batches]
-    values = _channels_first(_join(batches, name, samples), data.inputs, name)
+    joined = _join(batches, name, samples)
+    values = _channels_first(joined, data.inputs, name)
     finding = _judge_values(values, name, data.inputs.preprocess, takes_pixels(data))
+    if not finding and _is_of_one_color(joined, data.inputs, name):
+        finding = f"every image of input {name!r} is of a single color; check the data"
     # wrong values explain all that follows, and finding them takes no run of the model
     if finding:
         yield finding
@@ -167,6 +189,16 @@ def _channels_first(values: np.ndarray, inputs: Inputs, name: str) -> np.ndarray
     if axes is None:
         return values.reshape(1, -1)
     return np.moveaxis(values, axes.channels, 0).reshape(values.shape[axes.channels], -1)
+
+
+def _is_of_one_color(images: np.ndarray, inputs: Inputs, name: str) -> bool:
+    """Return whether no channel of any image varies over its pixels."""
+    axes = inputs.image(name)
+    if axes is None or images.size <= images.shape[0] * images.shape[axes.channels]:
+        return False
+    pixels = np.moveaxis(images, axes.channels, 1)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return bool((pixels == pixels[..., :1]).all())
 
 
 def _judge_values(values: np.ndarray, name: str, chosen: Preprocess, pixels: bool) -> str:

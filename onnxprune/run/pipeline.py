@@ -32,7 +32,7 @@ from onnxprune.run.adapter import (
 )
 from onnxprune.run.detector import name_decoder
 from onnxprune.run.forecast import announce, forecast, forecast_plan
-from onnxprune.run.input_judgment import describe_skipped, judge_inputs
+from onnxprune.run.input_judgment import check_distinct, describe_skipped, judge_inputs
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
 from onnxprune.run.keywords import RecipeKeywords
 from onnxprune.run.label_judgment import check_metrics, judge_labels
@@ -145,6 +145,7 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     recipe, notes = resolve(given, analysis, data is not None)
     inputs = data or open_data_for(analysis.model, recipe)
     check_synthetic(analysis.model, inputs)
+    check_distinct(inputs)
     analysis = count_at(analysis, inputs, recipe)
     # after the costs are counted at the data's shapes, which decide what is reachable
     recipe, raised = reachable_target(recipe, analysis, given)
@@ -192,6 +193,7 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     given = recipe
     recipe, _ = resolve(given, analysis)
     inputs = open_data_for(analysis.model, recipe)
+    check_distinct(inputs)
     analysis = count_at(analysis, inputs, recipe)
     recipe, _ = reachable_target(recipe, analysis, given)
     stages.expect(*forecast_plan(analysis, recipe, inputs.samples))

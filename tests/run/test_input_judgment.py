@@ -19,11 +19,13 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.cli.common import recipe_from
 from onnxprune.data.dataset import open_data
 from onnxprune.data.presets import PRESETS
+from onnxprune.errors import DataError
 from onnxprune.events import Event
 from onnxprune.ir.io import load
 from onnxprune.run.adapter import analyze_for, open_data_for, open_labels
 from onnxprune.run.input_judgment import judge_inputs
 from onnxprune.run.label_judgment import judge_labels
+from onnxprune.run.pipeline import make_plan
 from onnxprune.run.recipe import Recipe
 
 IMAGENET_255 = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
@@ -111,6 +113,30 @@ def test_float_arrays_are_judged_without_naming_options(
     for scale, text in ((1.0, "raw 8-bit pixels"), (0.0, "nearly constant")):
         np.savez(tmp_path / "f.npz", x=images().transpose(0, 3, 1, 2) * np.float32(scale) + 0)
         assert text in judge(files["folded"], str(tmp_path / "f.npz"))
+
+
+def test_images_of_a_single_color_are_named(files: dict[str, str], tmp_path: Path) -> None:
+    colors = images()[:, :1, :1].repeat(8, 1).repeat(8, 2)
+    np.savez(tmp_path / "f.npz", x=colors)
+    found = judge(files["norm"], str(tmp_path / "f.npz"), preprocess="imagenet")
+    assert found == "every image of input 'x' is of a single color; check the data"
+
+
+@pytest.mark.parametrize("command", ["optimize", "plan"])
+@pytest.mark.parametrize("value", [None, 0, 128])
+def test_equal_inputs_are_refused_before_any_stage(
+    files: dict[str, str], tmp_path: Path, command: str, value: int | None
+) -> None:
+    equal = images(1).repeat(40, 0) if value is None else np.full((40, 8, 8, 3), value, np.uint8)
+    np.savez(tmp_path / "f.npz", x=equal)
+    recipe = Recipe.of({"data": str(tmp_path / "f.npz")})
+    events: list[Event] = []
+    with pytest.raises(DataError, match=r"all 40 inputs of .*f.npz.* are equal"):
+        if command == "plan":
+            make_plan(files["norm"], recipe, events.append)
+        else:
+            onnxprune.optimize(files["norm"], recipe=recipe, on_event=events.append)
+    assert {event.stage for event in events} <= {"", "load", "analyze"}
 
 
 def test_synthetic_inputs_are_not_judged(files: dict[str, str]) -> None:

@@ -347,7 +347,7 @@ def test_too_few_inputs(tmp_path: Path) -> None:
         and found.quality["top1"]["samples"] == 60
         and [w for w in found.warnings if "too few labeled samples (60)" in w]
     )
-    np.savez(tmp_path / "two.npz", images=np.zeros((4, 1, 8, 8), np.float32))
+    np.savez(tmp_path / "two.npz", images=np.arange(256, dtype=np.float32).reshape(4, 1, 8, 8))
     with pytest.raises(DataError, match="too few"):
         small(max_divergence=0.1, data=str(tmp_path / "two.npz"))
 
