@@ -1,42 +1,57 @@
-"""Threads of the computing process: one for BLAS, whose idle threads would spin."""
+"""Threads of the computing process: independent calls side by side, each on one thread.
+
+Operators and BLAS compute on the calling thread. Threads of theirs would spin while they wait, and
+round sums in other ways; calls side by side give the same bytes for any number of threads.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from functools import lru_cache
+from typing import TypeVar
 
-# read by each library when it is loaded: numpy's and scipy's OpenBLAS, MKL, BLIS, Accelerate
-_VARIABLES = (
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-@contextmanager
-def limit_blas() -> Iterator[None]:
-    """Let BLAS compute on the calling thread, in libraries that are loaded now or later.
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[Result]:
+    """Yield the results of a function in the order of the items.
 
-    The matrices here are small: further threads mostly wait, which BLAS does by spinning, and sums
-    of other parts have other rounding. A library that is loaded within the context keeps the limit.
+    Items are drawn on the calling thread, in order and at most `threads` ahead of the results, so
+    that random numbers and the memory of results do not depend on how fast the threads are.
+
+    Parameters
+    ----------
+    function
+        Computes mostly outside of Python, and calls no `ordered_map` of several threads itself.
+    threads
+        Calls at a time; 1 computes on the calling thread.
     """
-    before = {name: os.environ.get(name) for name in _VARIABLES}
-    os.environ.update(dict.fromkeys(_VARIABLES, "1"))
+    if threads <= 1:
+        yield from map(function, items)
+        return
+    pool = _open_pool(threads, os.getpid())
+    waiting: deque[Future[Result]] = deque()
     try:
-        # without numpy no BLAS is loaded yet, and the import below would take time for nothing
-        if "numpy" not in sys.modules:
-            yield
-            return
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(1, user_api="blas"):
-            yield
+        for item in items:
+            # settings such as numpy's errstate belong to a context
+            waiting.append(pool.submit(copy_context().run, function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for future in waiting:
+            future.cancel()
+
+
+@lru_cache(maxsize=1)
+def _open_pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Return the pool of a process; a forked one has none of its parent's threads."""
+    return ThreadPoolExecutor(threads, "onnxprune")

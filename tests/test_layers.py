@@ -28,6 +28,7 @@ LAYERS = (
         "files",
         "scratch",
         "events",
+        "blas",
         "parallel",
         "named",
         "summary",

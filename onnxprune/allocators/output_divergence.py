@@ -60,8 +60,8 @@ def divergence_after(
         HeadDivergence(head, known.find_variation(head, expected) * len(part) / len(expected))
         for head in heads
     ]
-    for state, reference in zip(run.state[::every], part, strict=True):
-        actual = session.run({n: state[n] for n in session.inputs})
+    feeds = ({n: state[n] for n in session.inputs} for state in run.state[::every])
+    for (_, actual), reference in zip(session.run_each(feeds), part, strict=True):
         for divergence in divergences:
             _update(divergence, reference, actual[divergence.head.tensor])
     return sum(d.result() for d in divergences)
@@ -147,7 +147,7 @@ def original_values(
         names |= dict.fromkeys(tensors_of(find_heads(model, start, shapes)))
     inner = len(names) > len(model.proto.graph.output)
     session = Session(model, list(names) if inner else None, threads=threads)
-    return [session.run(b) for b in batches]
+    return [values for _, values in session.run_each(batches)]
 
 
 def _starts(model: ModelView) -> list[int]:

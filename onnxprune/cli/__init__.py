@@ -10,10 +10,10 @@ from typing import NoReturn
 
 import click
 
+from onnxprune.blas import limit_blas
 from onnxprune.cli.signals import INTERRUPTED, ignore_signals, interruptible
 from onnxprune.cli.streams import escaped_output
 from onnxprune.errors import OnnxpruneError
-from onnxprune.parallel import limit_blas
 
 _BUG_HINT = "this is a bug in onnxprune or in a plug-in; run again with --debug for the traceback"
 

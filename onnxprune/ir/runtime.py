@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -18,6 +18,9 @@ from onnxprune.ir.io import INLINE_BYTES, serialize, to_bytes
 from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.nodes import nested
 from onnxprune.ir.weights import size_bytes
+from onnxprune.parallel import ordered_map
+
+Feeds = TypeVar("Feeds", bound=Mapping[str, np.ndarray])
 
 # of one run of a model with a Loop, whose trip count a file can set to anything
 LOOP_LIMIT_S = 8.0
@@ -49,7 +52,7 @@ class Session:
     outputs
         Tensors to return; None for the graph's outputs. Inner tensors become outputs of a copy.
     threads
-        Threads of each operator.
+        Runs of `run_each` at a time; each computes on one thread.
     optimize
         Let onnxruntime fuse nodes. Without, every tensor of the graph exists and rounding is that
         of the single operators.
@@ -92,7 +95,7 @@ class Session:
 
         def make_options() -> Any:
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
+            options.intra_op_num_threads = 1
             options.inter_op_num_threads = 1
             # fatal only: failures are raised, and warnings would go to the terminal
             options.log_severity_level = 4
@@ -111,6 +114,7 @@ class Session:
             if any(words in str(problem) for words in _NO_KERNEL):
                 text += f"; {WITHOUT_RUNNING}"
             raise ModelError("model-refused", text) from problem
+        self._threads = threads
         has_loop = any(n.op_type == "Loop" for g in nested(model.proto.graph) for n in g.node)
         # only a Loop can run without an end
         self._limit_s = loop_limit_s() if has_loop else None
@@ -139,6 +143,10 @@ class Session:
             raise ModelError(
                 "run-failed", f"onnxruntime cannot run the model: {_first_line(problem)}"
             ) from problem
+
+    def run_each(self, batches: Iterable[Feeds]) -> Iterator[tuple[Feeds, dict[str, Any]]]:
+        """Yield each batch in order with its outputs, as `run` returns them."""
+        return ordered_map(lambda feeds: (feeds, self.run(feeds)), batches, self._threads)
 
 
 def loop_limit_s() -> float:

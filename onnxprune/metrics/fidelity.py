@@ -353,8 +353,8 @@ def fidelity(
         compared=compared if compared.warnings or heads else None,
         heads=heads,
     )
-    for feeds in data.batches(batch_size):
-        sums.update(first.run(feeds), second.run(feeds), feeds)
+    for feeds, expected in first.run_each(data.batches(batch_size)):
+        sums.update(expected, second.run(feeds), feeds)
     return sums.result()
 
 

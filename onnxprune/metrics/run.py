@@ -12,6 +12,7 @@ from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics import find_metric
 from onnxprune.metrics.base import NO_OPTIONS, Metric, MetricOptions, Score
+from onnxprune.parallel import ordered_map
 
 BATCH_SIZE = 32
 
@@ -50,8 +51,9 @@ def measure(
         The last batch is padded and an output has no batch axis.
     """
     session = Session(model, threads=threads)
-    for batch in data.labeled_batches(batch_size):
-        outputs = session.run(batch.feeds)
+    batches = data.labeled_batches(batch_size)
+    results = ordered_map(lambda batch: (batch, session.run(batch.feeds)), batches, threads)
+    for batch, outputs in results:
         rows = batch.count
         # inputs that are scalars have no rows
         if any(np.ndim(f) for f in batch.feeds.values()):

@@ -82,8 +82,9 @@ def _original_means(
         )
     session = Session(model, [f"{name}/mean" for name in axes], threads=context.threads)
     sums, total = dict.fromkeys(axes, 0.0), 0
-    for feeds in context.repair_data("a removed branch").batches(context.batch_size):
-        values, count = session.run(feeds), samples_of(feeds)
+    batches = context.repair_data("a removed branch").batches(context.batch_size)
+    for feeds, values in session.run_each(batches):
+        count = samples_of(feeds)
         total += count
         # batches can differ in size
         sums = {n: s + count * values[f"{n}/mean"].astype(np.float64) for n, s in sums.items()}

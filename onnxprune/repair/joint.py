@@ -14,7 +14,8 @@ held-out samples no longer falls; the weights with the least such error are kept
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -25,6 +26,7 @@ from onnxprune.errors import ModelError, OnnxpruneError
 from onnxprune.ir.extract import extract
 from onnxprune.ir.model import EditableModel, Model
 from onnxprune.ir.runtime import Session
+from onnxprune.parallel import ordered_map
 from onnxprune.repair.block_samples import BlockSamples
 from onnxprune.repair.blocks import Block
 from onnxprune.repair.fits import set_values
@@ -179,7 +181,8 @@ class JointRefit:
         gradient = self._differentiate(segment.freeze(), problems)
         self._seeds = {f.loss.head: (f.name, f.shape) for f in gradient.feeds.values()}
         self._gradients = gradient.outputs
-        self.session = Session(gradient.model, threads=context.threads, arena=True)
+        self.session = Session(gradient.model, arena=True)
+        self.threads = context.threads
         self.weights = self._weigh_exits()
         self.layers = [WhitenedLayer.of(p, model) for p in problems]
 
@@ -313,9 +316,8 @@ class JointRefit:
 
     def error(self, z: np.ndarray, chunks: Sequence[int]) -> float:
         """Return the squared error as a share of the exits' variance, mean over exits."""
-        parameters, total = self.parameters(z), 0.0
-        for i in chunks:
-            out = self.run_chunk(i, parameters, self.samples.targets[i])
+        total = 0.0
+        for _, out in self.run_chunks(chunks, self.parameters(z)):
             total += sum(w * float(out[self._distances[e]].item()) for e, w in self.weights.items())
         return total * self.samples.fitted / len(chunks)
 
@@ -339,18 +341,22 @@ class JointRefit:
         rng
             Chooses the output positions.
         """
-        parameters = self.parameters(z)
         by_rows = [np.zeros_like(layer.rows) for layer in self.layers]
         by_shift = [np.zeros(layer.rows.shape[:2]) for layer in self.layers]
         samples = len(chunks) * self.samples.count
-        for i in chunks:
-            out = self.run_chunk(i, parameters, self.samples.targets[i])
+        for i, out in self.run_chunks(chunks, self.parameters(z)):
             values = out | self.samples.inputs[i]
+            calls = []
             for layer, place, rows, shift in zip(
                 self.layers, self._places, by_rows, by_shift, strict=True
             ):
                 most = -(-POSITIONS_PER_INPUT * layer.rows.shape[2] // samples)
-                layer.add_gradient(values, out[self._gradients[place]], most, rng, rows, shift)
+                by_output = out[self._gradients[place]]
+                at = layer.draw(by_output, most, rng)
+                calls.append(partial(layer.add_gradient, values, by_output, at, rows, shift))
+            # each layer has sums of its own, to which chunks are added in order
+            for _ in ordered_map(lambda call: call(), calls, self.threads):
+                pass
         parts = [
             layer.to_coordinates(rows, shift)
             for layer, rows, shift in zip(self.layers, by_rows, by_shift, strict=True)
@@ -383,6 +389,16 @@ class JointRefit:
             trace = float(np.einsum("goo->", squares))
             lift = max(MIN_DEPENDENCE * trace / groups / outs, 1e-24)
             layer.dependence[...] = np.linalg.cholesky(squares + lift * np.eye(outs))
+
+    def run_chunks(
+        self, chunks: Sequence[int], parameters: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yield chunks in order with what `run_chunk` returns for the targets."""
+
+        def run(i: int) -> tuple[int, dict[str, np.ndarray]]:
+            return i, self.run_chunk(i, parameters, self.samples.targets[i])
+
+        return ordered_map(run, chunks, self.threads)
 
     def run_chunk(
         self, chunk: int, parameters: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]

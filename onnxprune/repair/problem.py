@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from onnx import NodeProto
@@ -11,6 +12,7 @@ from onnx import NodeProto
 from onnxprune.data.dataset import samples_of
 from onnxprune.ir.linear import WeightLayout
 from onnxprune.ir.model import EditableModel, ModelView
+from onnxprune.parallel import ordered_map
 from onnxprune.repair.fits import Fit, depthwise, set_values
 from onnxprune.repair.normal_equations import NormalEquations
 from onnxprune.repair.waiting import Values, values_of
@@ -44,6 +46,28 @@ MIN_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant what
 
 # columns (K, P), targets (O, P), values (O, P) that the pruned network adds to the node's output
 Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
+
+
+class _Drawn(NamedTuple):
+    """A batch of a node, with its part that is used.
+
+    Attributes
+    ----------
+    x
+        Input.
+    present, dense
+        Values of the pruned network and of the original.
+    at
+        Output positions per spatial axis.
+    pick
+        Rows of a node without spatial axes; None for all.
+    """
+
+    x: np.ndarray
+    present: Values
+    dense: Values
+    at: tuple[np.ndarray, ...]
+    pick: np.ndarray | None
 
 
 @dataclass
@@ -161,31 +185,49 @@ class LayerProblem:
         held_out
             Those of the batches that are not fitted.
         """
-        fit, rng = self.fit, np.random.default_rng(self.seed)
+        return ordered_map(self._gather, self._draw(source, held_out), self.pruned.threads)
+
+    def _draw(self, source: str, held_out: bool) -> Iterator[_Drawn]:
+        """Yield the activations of each batch with the positions that are used."""
+        rng = np.random.default_rng(self.seed)
         held = zip(
             self.pruned.state[: self.held_out], self.original.state[: self.held_out], strict=True
         )
         for present, dense in held if held_out else self._values(source):
-            x, y = present[source], dense[fit.target]
-            y = _take_kept(y, fit)
-            at = positions(y.shape, self.window.spatial, self.most, rng)
-            parts = [outputs(y, self.window, at)]
-            if self.added:
-                shortcut = _take_kept(dense[fit.shortcut], fit)
-                parts.append(outputs(shortcut, self.window, at))
-                parts.append(outputs(present[fit.shortcut], self.window, at))
-            xs = columns(x, self.window, at)
-            most = self.most * len(x)
+            x, kept_rows = present[source], replace(self.fit, kept=None)
+            shape = _take_kept(dense[self.fit.target], kept_rows).shape
+            at = positions(shape, self.window.spatial, self.most, rng)
+            pick = None
+            rows = x.size // x.shape[-1]
             # without spatial axes, `positions` selects nothing
-            if not self.window.spatial and xs.shape[1] > most:
-                pick = np.sort(rng.choice(xs.shape[1], most, replace=False))
-                xs, parts = xs[:, pick], [p[:, pick] for p in parts]
-            if self.added:
-                target, expected, actual = parts
-                # the node also compensates for what the shortcut has lost
-                yield xs, target + expected - actual, actual
-            else:
-                yield xs, parts[0], None
+            if not self.window.spatial and rows > self.most * len(x):
+                pick = np.sort(rng.choice(rows, self.most * len(x), replace=False))
+            yield _Drawn(x, present, dense, at, pick)
+
+    def _gather(self, drawn: _Drawn) -> Sample:
+        """Return the samples of a batch."""
+        fit, at = self.fit, drawn.at
+        parts = [self._take_outputs(drawn.dense[fit.target], at)]
+        if self.added:
+            parts.append(self._take_outputs(drawn.dense[fit.shortcut], at))
+            parts.append(outputs(drawn.present[fit.shortcut], self.window, at))
+        xs = columns(drawn.x, self.window, at)
+        if drawn.pick is not None:
+            xs, parts = xs[:, drawn.pick], [p[:, drawn.pick] for p in parts]
+        if not self.added:
+            return xs, parts[0], None
+        target, expected, actual = parts
+        # the node also compensates for what the shortcut has lost
+        return xs, target + expected - actual, actual
+
+    def _take_outputs(self, y: np.ndarray, at: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Return an activation of the original at some positions and the kept channels."""
+        kept = self.fit.kept
+        if not self.window.spatial or kept is None:
+            return outputs(_take_kept(y, self.fit), self.window, at)
+        # positions first: they are fewer
+        y = _take_kept(y, replace(self.fit, kept=None))
+        return np.take(outputs(y, self.window, at), kept, 0)
 
     def _values(self, source: str) -> Iterator[tuple[Values, Values]]:
         """Yield the tensors of both networks per fitted batch: those held, then those streamed."""

@@ -60,11 +60,11 @@ def values_of(
     """
     inner = sorted({name for name in names if run.place(name) >= 0})
     session = run.open_prefix(inner) if inner and batches else None
-    for batch in batches:
-        values = {name: batch[name] for name in names if name in batch}
-        if session is not None:
-            values |= session.run({name: batch[name] for name in session.inputs})
-        yield values
+    given = session.inputs if session else ()
+    feeds = ({name: batch[name] for name in given} for batch in batches)
+    results = session.run_each(feeds) if session else ((feed, {}) for feed in feeds)
+    for batch, (_, values) in zip(batches, results, strict=True):
+        yield {name: batch[name] for name in names if name in batch} | values
 
 
 def arrange_views(data: Data, batches: Sequence[Batch]) -> list[Batch]:

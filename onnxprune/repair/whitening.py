@@ -94,8 +94,7 @@ class WhitenedLayer:
         self,
         values: Mapping[str, np.ndarray],
         gradient: np.ndarray,
-        most: int,
-        rng: np.random.Generator,
+        at: tuple[np.ndarray, ...],
         by_rows: np.ndarray,
         by_shift: np.ndarray,
     ) -> None:
@@ -107,15 +106,14 @@ class WhitenedLayer:
             Activations of the chunk, with the node's input.
         gradient
             Gradient by the node's output.
-        most
-            Positions per sample, at most; the sum is extrapolated to all.
+        at
+            Positions per spatial axis; the sum is extrapolated to all.
         by_rows
             (groups, outputs, K), updated.
         by_shift
             (groups, outputs), updated.
         """
         window = self.problem.window
-        at = positions(gradient.shape, window.spatial, most, rng)
         x = columns(values[self.problem.node.input[0]], window, at)
         g = self.outputs(gradient, at)
         factor = gradient.size / g.size
@@ -123,6 +121,18 @@ class WhitenedLayer:
             # a third faster than g_out @ x_in.T if there are few outputs
             by_rows[group] += factor * (x_in @ g_out.T).T
         by_shift += factor * g.sum(2, dtype=np.float64)
+
+    def draw(
+        self, gradient: np.ndarray, most: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, ...]:
+        """Draw positions of the node's output per spatial axis.
+
+        Parameters
+        ----------
+        most
+            Positions per sample, at most.
+        """
+        return positions(gradient.shape, self.problem.window.spatial, most, rng)
 
     def to_coordinates(self, by_rows: np.ndarray, by_shift: np.ndarray) -> np.ndarray:
         """Return the (size,) gradient by the coordinates from that by rows and by the shift."""

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.analysis.copies import describe_copies
+from onnxprune.blas import limit_blas
 from onnxprune.criteria import CRITERIA
 from onnxprune.data.dataset import Data
 from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model, Source, load
 from onnxprune.ir.weights import size_bytes
-from onnxprune.parallel import limit_blas
 from onnxprune.report.conclusions import DOUBT
 from onnxprune.run.adapter import (
     check_synthetic,

@@ -389,7 +389,7 @@ class _Gate:
         heads = () if self.settings.losses else find_heads(model)
         names = tensors_of(heads) or None
         session = Session(model, names, threads=context.threads)
-        expected = [session.run(b) for b in batches]
+        expected = [values for _, values in session.run_each(batches)]
         self.of: Losses
         if self.settings.losses:
             counts = [samples_of(b) for b in batches]

@@ -230,7 +230,7 @@ class SensitivityBench:
         names = tensors_of(heads) if inner else None
         self.compared = names
         session = Session(reference or self.analysis.model, names, threads=sweep.threads)
-        expected = [session.run(b) for b in self.batches]
+        expected = [values for _, values in session.run_each(self.batches)]
         self.losses = HeadLosses(expected, heads)
         self.start = summed(self.losses, expected)
         self.suffix = Suffix(
@@ -310,7 +310,7 @@ class SensitivityBench:
     def heads(self, model: Model) -> dict[str, float]:
         """Return the label-free losses of a model."""
         session = Session(model, self.compared, threads=self.sweep.threads)
-        return summed(self.losses, [session.run(b) for b in self.batches])
+        return summed(self.losses, [values for _, values in session.run_each(self.batches)])
 
     def labeled(self, model: Model, data: LabeledData) -> dict[str, Any]:
         """Return the `metrics` and `per_class` values of a model on labeled data."""

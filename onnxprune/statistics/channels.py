@@ -90,10 +90,11 @@ def channel_statistics(
     session = Session(model, outputs, threads=threads)
     sums: dict[str, np.ndarray] = {}
     total = 0.0
-    for feeds in islice(data.batches(batch_size), most_batches):
+    batches = islice(data.batches(batch_size), most_batches)
+    for feeds, values in session.run_each(batches):
         # batches differ in size, so each mean is weighted by its samples
         weight = float(max((len(a) for a in feeds.values() if a.ndim), default=1))
-        for name, value in session.run(feeds).items():
+        for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + weight * value.astype(np.float64)
         total += weight
     return {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from onnxprune.autodiff import MOMENTS, Gradient, Loss, Place, feeds_of, gradien
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.errors import ModelError
 from onnxprune.ir.runtime import Session
+from onnxprune.parallel import ordered_map
 from onnxprune.statistics.gradients import comparable, default_losses
 
 # Number of samples: as many as MAX_MACS of forward passes allow, but at least MIN_SAMPLES.
@@ -85,12 +87,24 @@ def output_fisher(
     # as many samples at once as fit into ACTIVATION_BYTES
     batch = ACTIVATION_BYTES // max(analysis.cost().activation_bytes, 1)
     batch = int(np.clip(batch, 1, min(batch_size, MAX_BATCH)))
-    for feeds in data.batches(batch):
-        if not accumulator.add(feeds):
-            return None
-        if accumulator.samples >= enough:
-            break
-    return accumulator.result()
+    # draws labels batch by batch, before the batches run side by side
+    parts = accumulator.prepare(data.batches(batch), enough)
+    for part, values in ordered_map(_run_part, parts, threads):
+        accumulator.add(part, values)
+    return None if accumulator.blocked else accumulator.result()
+
+
+class _Part(NamedTuple):
+    """A batch that is ready to run: its backward graph, with all inputs."""
+
+    gradient: Gradient
+    session: Session
+    feeds: Mapping[str, np.ndarray]
+
+
+def _run_part(part: _Part) -> tuple[_Part, Mapping[str, np.ndarray]]:
+    """Return the part with its outputs."""
+    return part, part.session.run(part.feeds)
 
 
 def _take_first(data: Data, samples: int) -> Data:
@@ -112,6 +126,8 @@ class _Accumulator:
         Number of positions per tensor.
     samples
         Number of samples.
+    blocked
+        True if a tensor has no gradient.
     built
         Backward graphs by input shapes.
     """
@@ -124,22 +140,31 @@ class _Accumulator:
     sums: dict[Place, np.ndarray] = field(default_factory=dict)
     counts: dict[Place, float] = field(default_factory=dict)
     samples: int = 0
+    blocked: bool = False
     built: dict[tuple[tuple[int, ...], ...], tuple[Gradient, Session]] = field(default_factory=dict)
 
-    def add(self, feeds: Mapping[str, np.ndarray]) -> bool:
-        """Add the gradients of a batch; return False if a tensor has none."""
-        built = self._build(feeds)
-        if built is None:
-            return False
-        gradient, session = built
-        values = session.run({**feeds, **feeds_of(gradient.feeds, self.generator, None)})
+    def prepare(self, batches: Iterable[Mapping[str, np.ndarray]], enough: int) -> Iterator[_Part]:
+        """Yield what to run per batch, until there are enough samples or a gradient is missing."""
+        for feeds in batches:
+            built = self._build(feeds)
+            if built is None:
+                self.blocked = True
+                return
+            gradient, session = built
+            self.samples += samples_of(feeds)
+            drawn = feeds_of(gradient.feeds, self.generator, None)
+            yield _Part(gradient, session, {**feeds, **drawn})
+            if self.samples >= enough:
+                return
+
+    def add(self, part: _Part, values: Mapping[str, np.ndarray]) -> None:
+        """Add the gradients of a batch."""
+        gradient = part.gradient
         for place, output in gradient.outputs.items():
             rows = values[output]
             self.sums[place] = self.sums.get(place, 0.0) + rows.astype(np.float64)
             # elements per channel, over all samples of the batch
             self.counts[place] = self.counts.get(place, 0.0) + gradient.sizes[place] / len(rows)
-        self.samples += samples_of(feeds)
-        return True
 
     def _build(self, feeds: Mapping[str, np.ndarray]) -> tuple[Gradient, Session] | None:
         """Return the backward graph for feeds of these shapes; None if a gradient is missing."""

@@ -126,8 +126,7 @@ def comparable(
     measured = {loss: HeadDivergence(head) for loss, head in parts.items()}
     session = Session(model, tensors_of(parts.values()), threads=threads)
     samples = 0
-    for feeds in data.batches(batch_size):
-        values = session.run(feeds)
+    for feeds, values in session.run_each(data.batches(batch_size)):
         samples += samples_of(feeds)
         # streamed, since outputs of all batches may not fit into memory
         for divergence in measured.values():

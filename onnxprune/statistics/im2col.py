@@ -274,8 +274,6 @@ class Moments:
         (O, K) sum of y x'; None without outputs.
     y
         (O,) sum of y; None without outputs.
-    yy
-        (O,) sum of y**2; None without outputs.
     count
         Number of positions.
     """
@@ -284,7 +282,6 @@ class Moments:
     x: np.ndarray
     yx: np.ndarray | None = None
     y: np.ndarray | None = None
-    yy: np.ndarray | None = None
     count: int = 0
     _pending: list[tuple[np.ndarray, np.ndarray | None]] = field(default_factory=list, repr=False)
 
@@ -295,7 +292,6 @@ class Moments:
         if outs:
             moments.yx = np.zeros((outs, inputs))
             moments.y = np.zeros(outs)
-            moments.yy = np.zeros(outs)
         return moments
 
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
@@ -314,10 +310,9 @@ class Moments:
         # float32 products: numpy recognizes x @ x.T and calls the symmetric BLAS routine
         self.xx += x @ x.T
         self.x += x.sum(1, dtype=np.float64)
-        if y is not None and self.yx is not None and self.y is not None and self.yy is not None:
+        if y is not None and self.yx is not None and self.y is not None:
             self.yx += y @ x.T
             self.y += y.sum(1, dtype=np.float64)
-            self.yy += np.einsum("op,op->o", y, y)
         self.count += x.shape[1]
 
     def centered(self) -> tuple[np.ndarray, np.ndarray | None]:

@@ -12,6 +12,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.ir.runtime import Session
+from onnxprune.parallel import ordered_map
 from onnxprune.statistics.finite import require_finite
 from onnxprune.statistics.im2col import Geometry, Moments, columns, geometry, positions, tap_order
 
@@ -146,18 +147,19 @@ def collect_moments(
     sources: dict[int, _Source] = {}
     logits: dict[int, np.ndarray] = {}
     seen = 0
-    for feeds in data.batches(batch_size):
-        values = session.run(feeds)
+    for feeds, values in session.run_each(data.batches(batch_size)):
         require_finite(analysis, values)
         seen += samples_of(feeds)
         # nodes that consume the same activation in the same way are measured once per batch
-        added: set[_Source] = set()
+        added: dict[_Source, _Draw] = {}
         for li in selected:
             x = np.asarray(values[li.data])
             source = sources[li.node] = _make_source(analysis, li, x)
             if source not in added:
-                added.add(source)
-                _accumulate(sums, source, x, data.samples, rng)
+                added[source] = _draw(sums, source, x, data.samples, rng)
+        # each has sums of its own, to which batches are added in order
+        for _ in ordered_map(_accumulate, added.items(), threads):
+            pass
         for node, _ in pairs:
             q, k = (np.asarray(values[n], np.float64) for n in analysis.nodes[node].input[:2])
             logits[node] = logits.get(node, 0.0) + _sum_logit_moments(q, k)
@@ -183,14 +185,32 @@ def _make_source(analysis: Analysis, li: Linear, x: np.ndarray) -> _Source:
     return _Source(li.data, li.groups, window if per_tap else Geometry(0), li.axis)
 
 
-def _accumulate(
+class _Draw(NamedTuple):
+    """What is added to the moments of a source.
+
+    Attributes
+    ----------
+    parts
+        Moments per group.
+    x
+        Batch of the input activation.
+    at
+        Output positions per spatial axis of the window, or rows; None for all rows.
+    """
+
+    parts: list[Moments]
+    x: np.ndarray
+    at: tuple[np.ndarray, ...] | np.ndarray | None
+
+
+def _draw(
     sums: dict[_Source, list[Moments]],
     source: _Source,
     x: np.ndarray,
     samples: int,
     rng: np.random.Generator,
-) -> None:
-    """Add a batch to the moments of a source.
+) -> _Draw:
+    """Draw the positions of a batch that are added to the moments of a source.
 
     Parameters
     ----------
@@ -206,18 +226,25 @@ def _accumulate(
     width = channels // groups * max(window.taps, 1)
     # positions per sample, rounded up
     most = -(-OVERSAMPLE * width // max(samples, 1)) + 1
+    at: tuple[np.ndarray, ...] | np.ndarray | None = None
     if window.spatial:
-        out = output_shape(x.shape, window)
-        cols = columns(x, window, positions(out, window.spatial, most, rng))
-    else:
-        rows = np.moveaxis(x, axis, -1).reshape(-1, channels)
-        keep = most * len(x)
-        if len(rows) > keep:
-            # sorted, so that rows are read in the order of memory
-            rows = rows[np.sort(rng.choice(len(rows), keep, replace=False))]
-        cols = np.ascontiguousarray(rows.T, np.float32)
+        at = positions(output_shape(x.shape, window), window.spatial, most, rng)
+    elif x.size // channels > most * len(x):
+        # sorted, so that rows are read in the order of memory
+        at = np.sort(rng.choice(x.size // channels, most * len(x), replace=False))
     # a grouped node has separate moments per group of channels
     parts = sums.setdefault(source, [Moments.zeros(width) for _ in range(groups)])
+    return _Draw(parts, x, at)
+
+
+def _accumulate(item: tuple[_Source, _Draw]) -> None:
+    """Add the drawn positions of a batch to the moments of a source."""
+    (_, groups, window, axis), (parts, x, at) = item
+    if isinstance(at, tuple):
+        cols = columns(x, window, at)
+    else:
+        rows = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+        cols = np.ascontiguousarray((rows if at is None else rows[at]).T, np.float32)
     for moments, block in zip(parts, np.split(cols, groups), strict=True):
         moments.add(block)
 

@@ -33,7 +33,7 @@ class SegmentedRun:
     batches
         Feeds by input name, kept in memory together with the live activations.
     threads
-        Threads of onnxruntime.
+        Batches that run at a time.
     shapes
         Inferred shapes of `model`; computed if None.
 
@@ -100,9 +100,10 @@ class SegmentedRun:
                 extract(self.model, self.shapes, segment, available, outs), threads=self.threads
             )
             names = [n for n in session.inputs if n in needed]
-        # one batch at a time, so that old and new activations of only one coexist
+            results = session.run_each({n: state[n] for n in names} for state in self.state)
+        # one batch after the other, so that old and new activations of only a few coexist
         for i, state in enumerate(self.state):
-            fresh = session.run({n: state[n] for n in names}) if outs else {}
+            fresh = next(results)[1] if outs else {}
             self.state[i] = {n: v for n, v in state.items() if n in retained} | fresh
         self.at = to
 
@@ -121,9 +122,11 @@ class SegmentedRun:
         available = set(self.state[0]) if self.state else set(self.live[self.at])
         produced = {o for n in self.nodes[: self.at] for o in n.output} & available
         session = self.open_prefix(sorted(produced)) if produced else None
+        if session:
+            results = session.run_each({n: batch[n] for n in session.inputs} for batch in batches)
         for batch in batches:
             self.counts.append(samples_of(batch))
-            fresh = session.run({n: batch[n] for n in session.inputs}) if session else {}
+            fresh = next(results)[1] if session else {}
             self.state.append({n: v for n, v in batch.items() if n in available} | fresh)
 
     def open_prefix(self, outputs: list[str]) -> Session:
