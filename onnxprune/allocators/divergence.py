@@ -67,7 +67,7 @@ def divergence(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> 
         damage[indices] = np.diff(curve, prepend=0.0) * factor
         context.progress(
             _share_done(len(probe.done) / len(members)),
-            f"{len(probe.done)} of {len(members)} groups; --fast does without",
+            f"{len(probe.done)} of {len(members)} groups measured; --fast skips it",
         )
     return Ranking(damage, True)
 

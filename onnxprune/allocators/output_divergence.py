@@ -130,7 +130,8 @@ def _update(
         raise ModelError(
             "divergence-shape",
             f"a compared output changes its shape from {expected.shape} to {actual.shape}, so "
-            "that its divergence cannot be measured; use --fast, which does without",
+            "that its divergence cannot be measured; use --fast, which chooses widths by the error "
+            "of single layers",
         )
     divergence.update(expected, actual, position_weights(head, reference))
 

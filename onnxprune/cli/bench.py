@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, recipe_from, recipe_options, say, shared
+from onnxprune.errors import plural
 
 if TYPE_CHECKING:
     from onnxprune.engines.bench import BenchReport
@@ -24,7 +26,7 @@ _HEADER = (
     "IQR",
     "speed-up",
     "95 % interval",
-    "difference",
+    "output error",
     "peak MB",
 )
 
@@ -128,7 +130,21 @@ def _format_models(result: BenchReport) -> str:
         if on_device:
             row = (*row, _to_megabytes(measurement.device_memory_bytes))
         table.append(row)
-    return columns(table, left=2)
+    compared = any(m.difference is not None for m in result.measurements)
+    return "\n".join((columns(table, left=2), *_explain_columns(result, compared)))
+
+
+def _explain_columns(result: BenchReport, compared: bool) -> Iterator[str]:
+    """Yield what the columns mean."""
+    threads = sorted({m.threads for m in result.measurements})
+    yield f"CPU engines compute on {' or '.join(plural(n, 'thread') for n in threads)} (--threads)"
+    if any(result.ratios.values()):
+        yield "speed-up: over the first model, median of pairs measured in turns"
+    if compared:
+        yield (
+            "output error: distance of the engine's outputs from onnxruntime's for the same model, "
+            "relative to the largest output"
+        )
 
 
 def _format_measurement(measurement: Measurement, ratio: Ratio | None) -> tuple[str, ...]:

@@ -87,10 +87,11 @@ def sensitivity(
 
     recipe = recipe_from(recipe_file, values)
     shares = _parse_rates(rates)
+    path = output or str(Path(model).with_suffix(".sensitivity.jsonl"))
+    Journal(path)  # a file that holds something else is an error before the analysis
     analysis, sweep = _prepare(model, recipe, not no_time)
     for name in groups:
         analysis.group(name)  # an unknown name is an error before anything is measured
-    path = output or str(Path(model).with_suffix(".sensitivity.jsonl"))
     records = run(
         sweep,
         jobs_of(sweep, analysis, shares, groups or None),

@@ -7,7 +7,7 @@ from math import isfinite
 
 from onnxprune.report.conclusions import BAD, DOUBT, FAIR, GOOD, UNKNOWN, Verdict
 from onnxprune.report.data import Report
-from onnxprune.report.verdict import agreement_name, judge
+from onnxprune.report.verdict import agreement_name, judge, name_engine
 
 # beside the color, which not everyone sees
 _WORDS = {
@@ -61,7 +61,7 @@ def _find_figure(report: Report, verdict: Verdict) -> tuple[str, str]:
         return f"{fidelity.relative_error:.2g}", "relative output error"
     if verdict.aspect == "speed" and report.latency:
         engine, latency = next(iter(report.latency.items()))
-        return f"{latency.speedup:.2f}×", f"on {engine}"
+        return f"{latency.speedup:.2f}×", f"on {name_engine(engine, latency)}"
     return "–", ""
 
 

@@ -22,6 +22,7 @@ from onnxprune.report.data import FrozenAxis, GraphBox, GroupRow, LatencyRow, La
 from onnxprune.report.roles import find_roles
 from onnxprune.types import Frozen, Plan, Scores
 
+_THREADED = ("onnxruntime", "openvino", "ncnn", "mnn")  # engines that compute on CPU threads
 MOST_POINTS = 17  # per group's error curve
 
 
@@ -140,6 +141,7 @@ def latency_rows(bench: Mapping[str, Any]) -> dict[str, LatencyRow]:
                 ratio["high"],
                 before.get("times_ms", ()),
                 after.get("times_ms", ()),
+                after.get("threads") if engine.partition(":")[0] in _THREADED else None,
             )
     return rows
 

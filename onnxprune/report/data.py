@@ -102,6 +102,8 @@ class LatencyRow(ReportRecord):
     ----------
     before_times, after_times
         Ascending quantiles of the single inferences in ms, from which distributions are drawn.
+    threads
+        Number of threads that computed; None if the engine has no such option, as on a GPU.
     """
 
     before_ms: float
@@ -111,6 +113,7 @@ class LatencyRow(ReportRecord):
     high: float | None = omitted(None)
     before_times: Sequence[float] = omitted(())
     after_times: Sequence[float] = omitted(())
+    threads: int | None = omitted(None)
 
 
 @dataclass(frozen=True, eq=False)

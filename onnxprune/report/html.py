@@ -32,7 +32,7 @@ from onnxprune.report.runs import Run, compare, find_runs
 from onnxprune.report.sections import MOST_NAME, MOST_ROWS, MOST_TEXT
 from onnxprune.report.terminal import format_fidelity, ratios
 from onnxprune.report.text import clip, duration, number
-from onnxprune.report.verdict import judge
+from onnxprune.report.verdict import judge, name_engine
 
 PAGE = "report.html"
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -117,7 +117,7 @@ def headline(report: Report) -> str:
         costs += f" and {(report.after.params or 0) / report.before.params:.1%} of the parameters"
     parts = [f"{costs} remain"]
     for engine, latency in report.latency.items():
-        parts.append(f"{latency.speedup:.2f} times as fast on {engine}")
+        parts.append(f"{latency.speedup:.2f} times as fast on {name_engine(engine, latency)}")
     for metric, quality in report.quality.items():
         parts.append(f"{metric} {quality.before:.4g} before, {quality.after:.4g} after")
     return "; ".join(parts) + "."

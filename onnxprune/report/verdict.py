@@ -248,7 +248,14 @@ def _judge_latencies(report: Report) -> Iterator[tuple[str, str]]:
         figures = f"{row.speedup:.2f} times as fast"
         if row.low is not None and row.high is not None:
             figures += f" ({row.low:.2f} to {row.high:.2f})"
-        yield level, f"{word}{figures} on {engine}"
+        yield level, f"{word}{figures} on {name_engine(engine, row)}"
+
+
+def name_engine(engine: str, row: LatencyRow) -> str:
+    """Return an engine with its number of threads, without which a time says little."""
+    if row.threads is None:
+        return engine
+    return f"{engine}, {plural(row.threads, 'thread')}"
 
 
 def _grade_latency(row: LatencyRow) -> tuple[str, str]:

@@ -126,8 +126,7 @@ class RunJob:
             # of the factored model, which depends on more than the provenance says
             self.analysis.digest,
         )
-        run_key = hash_key(stages.chain, recipe.plain())
-        overwrite = False
+        run_key, overwrite = hash_key(stages.chain, recipe.plain()), False
         if self.output:
             overwrite = check_same(self.output, self.overwrite, stages.run, run_key)
         check_timed_type(self.analysis.model, recipe)
@@ -185,8 +184,7 @@ class RunJob:
             scores = variants.scores_of(recipe.criterion) if recipe.method == ONE_SHOT else {}
             return decide_stage(variants.context, scores, recipe, stages, tuner)
 
-        depends = {**recipe.plain("score"), **recipe.plain("plan")}
-        plan = stages.do("plan", work, depends, PLAN)
+        plan = stages.do("plan", work, {**recipe.plain("score"), **recipe.plain("plan")}, PLAN)
         return Decision(recipe, plan, stages.chain, selection, bisection)
 
     def _plan_again(self, variants: Variants, decision: Decision, recipe: Recipe) -> Decision:
@@ -395,6 +393,8 @@ class RunJob:
             if run:
                 write_report(result, self.recipe, self.provenance, run, files)
                 facts = {"output": str(self.output), "run": run_key, **facts}
+                # both repeat the run
+                facts["recipes"] = [hash_key(r.plain()) for r in (self.given, self.recipe)]
                 run.record("report", self.stages.chain, 0.0, REPORT_FILES, facts, files)
 
 

@@ -80,11 +80,18 @@ def default_run_dir(output: PathLike) -> Path:
     return Path(output).with_suffix(".run")
 
 
-def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None) -> bool:
+def check_output(
+    output: PathLike, overwrite: bool, run_dir: Path | None = None, recipe_key: str = ""
+) -> bool:
     """Check that the output can be written, and return whether it may replace an existing one.
 
-    An existing output that the journal in `run_dir` lists as its own passes this check; once the
-    run is known by its key, `check_same` decides.
+    An existing output that the journal in `run_dir` lists as its own passes this check, unless it
+    is of another recipe; once the run is known by its key, `check_same` decides.
+
+    Parameters
+    ----------
+    recipe_key
+        Key of the recipe as it was given.
 
     Raises
     ------
@@ -99,7 +106,7 @@ def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None)
             "of the file to write",
         )
     if not overwrite:
-        _check_new(output, run_dir)
+        _check_new(output, run_dir, recipe_key)
     # write to test it, since permissions do not show read-only file systems
     for folder in {output.parent, run_dir.parent if run_dir else output.parent}:
         try:
@@ -192,9 +199,13 @@ def _find_stale_data(run: RunDir, output: Path) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def _check_new(output: Path, run_dir: Path | None) -> None:
+def _check_new(output: Path, run_dir: Path | None, recipe_key: str) -> None:
     """Raise OutputError if the output exists, unless it is that of the run directory."""
-    if output.exists() and not (run_dir and _find_last_write(RunDir(run_dir), output)):
+    if not output.exists():
+        return
+    entry = _find_last_write(RunDir(run_dir), output) if run_dir else None
+    # runs of earlier releases have no keys of recipes
+    if entry is None or recipe_key not in entry.facts.get("recipes", (recipe_key,)):
         raise explain_existing(output)
 
 

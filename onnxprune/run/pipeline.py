@@ -20,6 +20,7 @@ from onnxprune.criteria import CRITERIA
 from onnxprune.data.dataset import Data
 from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
+from onnxprune.files import hash_key
 from onnxprune.ir.io import Model, Source, load
 from onnxprune.ir.weights import size_bytes
 from onnxprune.report.conclusions import DOUBT
@@ -103,7 +104,7 @@ def optimize(
     folder = _choose_folder(path, run_dir)
     if path:
         # only an explicit True: None depends on the size of the result, which is not known yet
-        overwrite = check_output(path, overwrite, folder)
+        overwrite = check_output(path, overwrite, folder, hash_key(recipe.plain()))
     stages = Stages(on_event)
     with _describe_interruption(stages, folder), ExitStack() as stack:
         stack.enter_context(limit_blas())

@@ -113,7 +113,7 @@ class Recipe(QuantizeOptions):
         parsers.flag,
         "plan",
         "",
-        "Choose widths by the error of single layers instead of running the model once per group.",
+        "Choose widths by the error of single layers, not of the outputs, measured group by group.",
     )
     round_to: int | str | None = option_field(
         None,

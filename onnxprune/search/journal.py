@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxprune.files import append_json_line, json_lines
+from onnxprune.errors import OutputError
+from onnxprune.files import append_json_line, json_lines, open_regular
+
+START = b'{"key"'  # of each line of a journal
 
 
 class Journal:
@@ -23,6 +26,7 @@ class Journal:
     path
         JSON lines, {"key": ..., **values}; each measurement is appended and synced at once. An
         incomplete last line, left by a kill, is ignored. None keeps measurements in memory only.
+        A file that holds something else is refused.
     prefix
         Start of every key: what all measurements of this search depend on.
 
@@ -38,6 +42,7 @@ class Journal:
         self.measured = 0
         self._known: dict[str, Mapping[str, Any]] = {}
         if self.path:
+            _check_kind(self.path)
             rows = [row for row in json_lines(self.path) if isinstance(row.get("key"), str)]
             self._known = {row.pop("key"): row for row in rows}
 
@@ -66,3 +71,18 @@ class Journal:
         self._known[name] = json.loads(json.dumps(values))
         if self.path is not None:
             append_json_line(self.path, {"key": name, **values})
+
+
+def _check_kind(path: Path) -> None:
+    """Raise OutputError if a file does not begin as a journal, which nothing is appended to."""
+    try:
+        file = open_regular(path)
+    except OSError:  # it does not exist yet, or reading it says what is wrong
+        return
+    with file:
+        start = file.readline(len(START)).rstrip(b"\n")
+    # a kill may have left less than the start
+    if not START.startswith(start):
+        raise OutputError(
+            "output-exists", f"{path} exists and holds no measurements; give another file"
+        )

@@ -171,6 +171,13 @@ def test_speed_gain_needs_an_interval_without_one(row: LatencyRow, level: str, t
     assert got[0] == level and got[1].startswith(text)
 
 
+def test_speed_says_on_how_many_threads() -> None:
+    for threads, text in ((1, "on cpu, 1 thread"), (4, "on cpu, 4 threads"), (None, "on cpu")):
+        report = replace(EMPTY, latency={"cpu": LatencyRow(2, 1, 2.0, 1.9, 2.1, threads=threads)})
+        assert level_and_text(report, "speed")[1].endswith(text)
+        assert cards(report)[2].unit == text and f"{text}." in html.headline(report)
+
+
 def test_nothing_measured_on_inputs_in_doubt_is_good() -> None:
     fidelity = {"samples": 51, "agreement": 1.0, "relative_error": 0.0004}
     fine = Report("a.onnx", "b.onnx", {"macs": 2}, {"macs": 1}, fidelity=fidelity)

@@ -19,6 +19,7 @@ from file_tree import tree
 
 from onnxprune import demo, files
 from onnxprune.errors import OutputError, UsageError
+from onnxprune.events import Event
 from onnxprune.files import Staging, append_json_line, remove_partial_files, staging
 from onnxprune.ir.io import Model, load, save
 from onnxprune.ir.weights import ArrayWeight
@@ -318,7 +319,7 @@ def test_links_in_a_run_directory_are_not_followed(tmp_path: Path, name: str) ->
     data = np.random.default_rng(0).random((40, 1, 8, 8), np.float32)
     options["data"] = str(tmp_path / "data.npy")
     np.save(options["data"], data)
-    with pytest.raises(OutputError, match="cannot write|not a run directory"):
+    with pytest.raises(OutputError, match="cannot write|not a run directory|no measurements"):
         optimize(MODEL, tmp_path / "out.onnx", overwrite=True, target="macs=70%", **options)
     assert victim.read_bytes() == b"precious"
 
@@ -423,3 +424,17 @@ def test_unknown_keys_of_plans_are_errors(place: str) -> None:
             Plan.from_json({**plan, "option": {}})
         else:
             analyze_for_plan(MODEL, Plan.from_json({**plan, "options": {"freez": []}}))
+
+
+def test_existing_output_of_another_recipe_is_refused_before_the_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out.onnx"
+    optimize(MODEL, out, target="macs=80%", **FAST)
+    events: list[Event] = []
+    with pytest.raises(OutputError, match="exists; pass --overwrite"):
+        optimize(MODEL, out, target="macs=70%", on_event=events.append, **FAST)
+    assert not events
+    # the same command, and the recipe that it wrote, repeat the run
+    optimize(MODEL, out, target="macs=80%", **FAST)
+    optimize(MODEL, out, recipe=tmp_path / "out.run" / "recipe.toml")

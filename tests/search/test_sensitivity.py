@@ -16,10 +16,11 @@ from onnxprune import demo
 from onnxprune.analysis.walk import analyze
 from onnxprune.cli import run
 from onnxprune.data.dataset import open_data
-from onnxprune.errors import OnnxpruneError, UsageError
+from onnxprune.errors import OnnxpruneError, OutputError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.metrics.base import MetricOptions
 from onnxprune.run.adapter import input_types
+from onnxprune.search.journal import Journal
 from onnxprune.search.layer_selection import Selection, select
 from onnxprune.search.sensitivity import SensitivityBench, Sweep, jobs_of, narrowed, sweep_key
 from onnxprune.search.workers import run_jobs
@@ -261,3 +262,17 @@ def test_a_local_cluster_whose_worker_dies(cluster: str, package: str, tmp_path:
 def test_an_unknown_cluster() -> None:
     with pytest.raises(OnnxpruneError, match="ray"):
         list(run_jobs(square, [1], cluster="slurm"))
+
+
+@pytest.mark.parametrize("content", [b'{"format": 1}\n', b"\x08\x07model"])
+def test_file_of_another_kind_is_no_journal(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "precious"
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match="holds no measurements"):
+        Journal(path)
+    assert path.read_bytes() == content
+    # what a kill may leave of a journal
+    for start in (b"", b'{"k', b'{"key": "a", "val'):
+        path.write_bytes(start)
+        Journal(path).write("b", {"value": 1})
+        assert Journal(path).has("b")
