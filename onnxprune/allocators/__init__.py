@@ -20,6 +20,10 @@ ALLOCATORS = Registry(
             "onnxprune.allocators.divergence:divergence",
             "least divergence of the model's outputs per saving (needs data)",
         ),
+        "divergence-unweighted": (
+            "onnxprune.allocators.divergence:unweighted",
+            "the same, residual streams counted like branches (needs data)",
+        ),
         "layer-error": (
             "onnxprune.allocators.knapsack:layer_error",
             "least reconstruction error of the layers per saving",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from onnxprune.allocators import ALLOCATORS
-from onnxprune.allocators.base import Allocator, Constraints, Ranking, WidthStep
+from onnxprune.allocators.base import Allocator, Constraints, Ranking, WidthStep, digest_inputs
 from onnxprune.allocators.budgets import unreachable
 from onnxprune.allocators.selection import StepSelection
 from onnxprune.allocators.steps import build_steps, fixed_widths
@@ -88,13 +87,9 @@ def _build_selection(context: Context, scores: Scores, constraints: Constraints)
 
 def _rank_steps(name: str, context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
     """Return the allocator's ranking of the steps, computed once per context for all budgets."""
-    inputs = hashlib.sha256(repr([(s.group, s.width, s.target) for s in steps]).encode())
-    # sorted, as the order of the mapping does not matter
-    for group in sorted(scores):
-        inputs.update(np.ascontiguousarray(scores[group], np.float64).tobytes())
     allocator: Allocator = ALLOCATORS.get(name)
     return context.memoize(
-        _RANKING, lambda: allocator(context, scores, steps), name, inputs.hexdigest()
+        _RANKING, lambda: allocator(context, scores, steps), name, digest_inputs(scores, steps)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -139,6 +140,15 @@ def widths(size: int, constraints: Constraints, *, max_fraction: float | None = 
         if width % block == 0 or constraints.half_block and 2 * width == block:
             allowed.append(width)
     return allowed
+
+
+def digest_inputs(scores: Scores, steps: Sequence[WidthStep]) -> str:
+    """Return a hash of scores and steps."""
+    inputs = hashlib.sha256(repr([(s.group, s.width, s.target) for s in steps]).encode())
+    # sorted, as the order of the mapping does not matter
+    for group in sorted(scores):
+        inputs.update(np.ascontiguousarray(scores[group], np.float64).tobytes())
+    return inputs.hexdigest()
 
 
 def ordered(scores: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxprune.allocators.base import Ranking, WidthStep, ordered
+from onnxprune.allocators.base import Ranking, WidthStep, digest_inputs, ordered
 from onnxprune.allocators.output_divergence import divergence_after, original_values
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import inverse, refit_weight
+from onnxprune.criteria.memo import Kind
 from onnxprune.criteria.reconstruction import channel_columns, moments
 from onnxprune.criteria.refit import refit_without
 from onnxprune.data.dataset import samples_of
@@ -43,14 +44,38 @@ MAX_MACS, MIN_SAMPLES = 4e12, 32
 STREAM_FACTOR = 2.0
 MAX_INVERSES = 64  # kept at a time; a group has fewer consumers
 _TINY = 1e-12
+_DAMAGE = Kind[np.ndarray]("damage of groups")
 
 
 def divergence(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
     """Compute damage as the increase of the output divergence by a step.
 
     The divergence is between the original's outputs and those with this group alone pruned and its
-    consumers refitted (see `OutputDivergence`), summed over outputs.
+    consumers refitted (see `OutputDivergence`), summed over outputs. It counts STREAM_FACTOR times
+    for groups that several nodes produce.
     """
+    analysis, factors = context.analysis, {}
+    for name in {step.group for step in steps}:
+        producers = {m.site.node for m in analysis.members(name) if m.site.role == "produces"}
+        factors[name] = STREAM_FACTOR if len(producers) > 1 else 1.0
+    damage = _measure_damage(context, scores, steps)
+    return Ranking(damage * np.array([factors[step.group] for step in steps]), True)
+
+
+def unweighted(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
+    """Compute the damage of `divergence` without the factor on residual streams."""
+    return Ranking(_measure_damage(context, scores, steps), True)
+
+
+def _measure_damage(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> np.ndarray:
+    """Return the (steps,) increase of the divergence, measured once per context."""
+    return context.memoize(
+        _DAMAGE, lambda: _measure_groups(context, scores, steps), digest_inputs(scores, steps)
+    )
+
+
+def _measure_groups(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> np.ndarray:
+    """Return the (steps,) increase of the divergence by each step."""
     analysis = context.analysis
     members: dict[str, list[int]] = {}
     for i, step in enumerate(steps):
@@ -62,14 +87,12 @@ def divergence(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> 
         indices = members[name]
         removed = np.array([analysis.group(name).size - steps[i].target for i in indices])
         curve = _damage_curve(probe, name, np.asarray(scores[name]), removed)
-        producers = {m.site.node for m in analysis.members(name) if m.site.role == "produces"}
-        factor = STREAM_FACTOR if len(producers) > 1 else 1.0
-        damage[indices] = np.diff(curve, prepend=0.0) * factor
+        damage[indices] = np.diff(curve, prepend=0.0)
         context.progress(
             _share_done(len(probe.done) / len(members)),
             f"{len(probe.done)} of {len(members)} groups measured; --fast skips it",
         )
-    return Ranking(damage, True)
+    return damage
 
 
 def _share_done(groups: float) -> float:

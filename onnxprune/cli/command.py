@@ -13,7 +13,7 @@ GROUPS = {
     "Goal": "target max_divergence ratio",
     "Data": "data samples labeled flip shape batch_axis batch_size",
     "Preprocessing": "preprocess resize crop mean std scale order layout",
-    "Quality": "metric criterion repair fast candidate curve control",
+    "Quality": "metric criterion repair fast candidate thorough curve control",
     "Widths": "device round_to floor max_fraction freeze blocks low_rank",
     "Measuring": "engine seconds precision",
     "Quantization": "quantize quantize_form quantize_calibrate quantize_exclude",

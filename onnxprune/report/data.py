@@ -212,7 +212,7 @@ class CurvePoint(ReportRecord):
 
 @dataclass(frozen=True, eq=False)
 class CandidateRow(ReportRecord):
-    """A candidate with its metric on the selection labels, or the problem that prevented it."""
+    """A candidate with its figure on the selection samples, or the problem that prevented it."""
 
     criterion: str
     allocate: str
@@ -225,7 +225,7 @@ class CandidateRow(ReportRecord):
 
 @dataclass(frozen=True, eq=False)
 class SelectionSummary(ReportRecord):
-    """Candidates for one target, compared by a metric on labeled samples."""
+    """Candidates for one target, compared by a metric or the divergence on further samples."""
 
     metric: str = ""
     samples: int = 0

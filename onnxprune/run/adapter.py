@@ -102,13 +102,13 @@ def preprocess_of(recipe: Recipe) -> Preprocess:
 def open_data_for(model: Model, recipe: Recipe) -> Data:
     """Open the data of a recipe: its calibration inputs, and if they are real, some to hold out.
 
-    One part is held out for the report, and another one for selection if `max_divergence` is
-    given.
+    One part is held out for the report, and another one for selection if the recipe
+    `selects_unlabeled`.
     """
     # random inputs say nothing about quality, so none are held out
     held_out = min(HELD_OUT_MOST, recipe.samples // HELD_OUT_PART) if recipe.data else 0
     # one draw for all parts, which `split_inputs` divides: so no input is in two of them
-    parts = 2 if recipe.max_divergence is not None else 1
+    parts = 2 if selects_unlabeled(recipe) else 1
     return open_inputs(model, recipe, recipe.samples + parts * held_out)
 
 
@@ -137,6 +137,11 @@ def open_inputs(
         batch_axes=recipe.batch_axis or None,
         model=model,
     )
+
+
+def selects_unlabeled(recipe: Recipe) -> bool:
+    """Return whether models are compared on unlabeled inputs that fit nothing."""
+    return recipe.max_divergence is not None or bool(recipe.candidate and not recipe.metric)
 
 
 def check_synthetic(model: Model, data: Data) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.data.dataset import Data
 from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import plural
 from onnxprune.events import Expected
@@ -107,9 +108,8 @@ def forecast(
         # how many models it takes is not known before
         stages["bisect"] = None
         plan = STAGE_S
-    elif splits.selection_labels is not None:
-        candidates = _candidates(work, recipe, splits.selection_labels)
-        stages |= candidates
+    elif splits.selection_labels is not None or splits.selection is not None:
+        stages |= _candidates(work, recipe, splits.selection_labels or splits.selection)
         plan = STAGE_S
     stages |= {"plan": plan, "cut": STAGE_S, "verify": STAGE_S + 0.1 * work.gmacs}
     if recipe.repair != "none":
@@ -145,7 +145,7 @@ def forecast_plan(
     return {"score": Expected(sum(score)), "plan": Expected(plan)}, {"score": score}
 
 
-def _candidates(work: _Work, recipe: Recipe, labels: LabeledData) -> dict[str, float]:
+def _candidates(work: _Work, recipe: Recipe, inputs: LabeledData | Data | None) -> dict[str, float]:
     """Return the stages of the candidates."""
     own = f"{recipe.criterion}+{recipe.allocate}"
     stages = {}
@@ -157,7 +157,9 @@ def _candidates(work: _Work, recipe: Recipe, labels: LabeledData) -> dict[str, f
         if criterion not in scored:
             seconds += sum(work.score(criterion))
             scored.add(criterion)
-        stages[f"candidate {number}"] = seconds + work.evaluate(labels.samples, 0.5)
+        stages[f"candidate {number}"] = seconds + work.evaluate(
+            inputs.samples if inputs else 0, 0.5
+        )
     return stages
 
 

@@ -174,11 +174,11 @@ class RunJob:
                 "score", lambda: variants.scores_of(recipe.criterion), recipe.plain("score"), SCORES
             )
         selection, bisection = SelectionSummary(), BisectionSummary()
-        labels = variants.splits.selection_labels
+        splits = variants.splits
         if recipe.max_divergence is not None:
             recipe, bisection = bisect_tolerance(variants, recipe)
-        elif labels is not None:
-            recipe, selection = select_candidate(variants, recipe, labels)
+        elif splits.selection_labels is not None or splits.selection is not None:
+            recipe, selection = select_candidate(variants, recipe)
 
         def work() -> Plan:
             scores = variants.scores_of(recipe.criterion) if recipe.method == ONE_SHOT else {}

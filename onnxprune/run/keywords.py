@@ -28,6 +28,11 @@ class RecipeKeywords(TypedDict, total=False):
     quantize_form: str
     quantize_calibrate: str
     quantize_exclude: Names
+    low_rank: bool
+    candidate: Names
+    thorough: bool
+    curve: bool
+    control: int
     target: str | Sequence[str]
     max_divergence: float | None
     criterion: str
@@ -42,7 +47,6 @@ class RecipeKeywords(TypedDict, total=False):
     floor: int
     max_fraction: Share
     blocks: bool
-    low_rank: bool
     ratio: Mapping[str, Share] | Share | Sequence[str | tuple[int, float]]
     freeze: Names
     allow_mixing: Names
@@ -70,9 +74,6 @@ class RecipeKeywords(TypedDict, total=False):
     tolerance: float | None
     metric: str | MetricFunction | Sequence[str | MetricFunction]
     labeled: Path | Samples | None
-    candidate: Names
-    curve: bool
-    control: int
     decoder: str | Callable[..., Any] | None
     class_offset: int
     engine: Names

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from onnxprune.data.presets import PRESETS
 from onnxprune.run import parsers
 from onnxprune.run.option import Option, check_keys, option_field, to_plain
-from onnxprune.run.quantize_options import QuantizeOptions
 from onnxprune.run.target import Target, parse_targets
+from onnxprune.run.variant_options import VariantOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(QuantizeOptions):
+class Recipe(VariantOptions):
     """Every option of a run, validated.
 
     Values are accepted as in a recipe file or on the command line (`target="macs=50%"`).
@@ -136,14 +136,6 @@ class Recipe(QuantizeOptions):
         "",
         "Method one-shot: allow removing entire branches of residual blocks, regardless of "
         "--max-fraction and --round-to.",
-    )
-    low_rank: bool = option_field(
-        False,
-        parsers.flag,
-        "variants",
-        "",
-        "Write layers as two of a lower rank each where a first plan saves by it; the ranks share "
-        "the targets with the widths.",
     )
     ratio: Mapping[str, float] = option_field(
         (),
@@ -334,31 +326,6 @@ class Recipe(QuantizeOptions):
         "PATH",
         "Labels for --metric: .npz, COCO JSON, YOLO, Pascal VOC, masks, a table, or a folder per "
         "class. A quarter selects among candidates (see --candidate), the rest is for the report.",
-    )
-    candidate: tuple[str, ...] = option_field(
-        "auto",
-        parsers.candidates,
-        "variants",
-        "CRITERION+ALLOCATOR",
-        "Alternative criterion and allocator for the same target, used if the first --metric "
-        "improves by more than its standard error on the selection labels; none disables it; "
-        "auto = a few alternatives, if criterion and allocator are auto.",
-        repeatable=True,
-    )
-    curve: bool = option_field(
-        False,
-        parsers.flag,
-        "variants",
-        "",
-        "Also build and evaluate models at 80, 70, 60, 50 and 40% of the MACs: the trade-off "
-        "curve of the report.",
-    )
-    control: int = option_field(
-        0,
-        parsers.integer(0),
-        "variants",
-        "N",
-        "Also repair and evaluate N models of equal widths with random channels, as a baseline.",
     )
     decoder: str | None = option_field(
         None,

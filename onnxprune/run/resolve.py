@@ -12,7 +12,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.errors import TargetError, plural, printable
 from onnxprune.run.adapter import constraints_for
-from onnxprune.run.candidates import CANDIDATES
+from onnxprune.run.candidates import CANDIDATES, THOROUGH
 from onnxprune.run.recipe import Recipe
 from onnxprune.search import ONE_SHOT
 from onnxprune.statistics.moments import refittable
@@ -56,6 +56,9 @@ def resolve(
         # candidates are alternatives to the default; a method that the user names is not questioned
         by_default = all(values.get(name) == WITH_DATA[name] for name in ("criterion", "allocate"))
         values["candidate"] = CANDIDATES if by_default and _can_compare(recipe) else ()
+    if recipe.thorough:
+        given = values.get("candidate", recipe.candidate)
+        values["candidate"] = tuple(dict.fromkeys((*THOROUGH, *given)))
     # ratios say how much to remove; a search takes its steps towards a target in any case
     by_ratio = bool(recipe.ratio) and recipe.method == ONE_SHOT
     if not recipe.target and recipe.max_divergence is None and not by_ratio:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from onnxprune.data.dataset import Data, split, without_copies
 from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import DataError
-from onnxprune.run.adapter import HELD_OUT_MOST, HELD_OUT_PART
+from onnxprune.run.adapter import HELD_OUT_MOST, HELD_OUT_PART, selects_unlabeled
 from onnxprune.run.recipe import Recipe
 
 SELECTED_PART = 4  # one labeled sample of so many selects among candidates
@@ -59,12 +59,12 @@ def split_inputs(data: Data, labels: LabeledData | None, recipe: Recipe) -> Spli
     """Split the inputs of a run.
 
     Inputs are held out for the report if there are enough real ones, and as many for selection if
-    the recipe has a tolerance.
+    the recipe has a tolerance, or candidates without labels.
 
     Raises
     ------
     DataError
-        There are too few for `max_divergence`.
+        There are too few for either.
     """
     calibration, selection, report = _split_unlabeled(data, recipe)
     if labels is None or not recipe.candidate:
@@ -79,19 +79,20 @@ def split_inputs(data: Data, labels: LabeledData | None, recipe: Recipe) -> Spli
 
 def _split_unlabeled(data: Data, recipe: Recipe) -> tuple[Data, Data | None, Data | None]:
     """Return calibration, selection and held-out inputs."""
-    with_tolerance = recipe.max_divergence is not None
+    selecting = selects_unlabeled(recipe)
     batch = data.inputs.batch or 1
-    parts = HELD_OUT_PART + (2 if with_tolerance else 1)
+    parts = HELD_OUT_PART + (2 if selecting else 1)
     count = min(HELD_OUT_MOST, len(data.chosen) // parts)
     count -= count % batch  # models with a fixed batch size take full batches only
     # a mirror image on the other side of a split would not be new
     if data.flipped or data.warning:
         count = 0
     if not count:
-        if with_tolerance:
+        if selecting:
+            option = "a candidate" if recipe.max_divergence is None else "max_divergence"
             raise DataError(
                 "data-samples",
-                "max_divergence needs separate real inputs to measure on; "
+                f"{option} needs separate real inputs to measure on; "
                 f"{data.describe()} are too few, or synthetic: give at least "
                 f"{HELD_OUT_PART + 2} batches",
             )
@@ -99,8 +100,8 @@ def _split_unlabeled(data: Data, recipe: Recipe) -> tuple[Data, Data | None, Dat
     rest, report = split(data, len(data.chosen) - count, count)
     # a copy of a calibration input would not be new
     held_out = without_copies(report, rest)
-    if not with_tolerance:
+    if not selecting:
         return rest, None, held_out
     rest, selection = split(rest, len(rest.chosen) - count, count)
-    # a tolerance cannot be kept without inputs, so copies are better than none
+    # a selection cannot be kept without inputs, so copies are better than none
     return rest, without_copies(selection, rest) or selection, held_out

@@ -83,6 +83,8 @@ def _check_clashes(recipe: Recipe) -> None:
         selecting.append("max_divergence")
     if _has_candidates(recipe):
         selecting.append("candidate")
+    elif recipe.thorough:
+        selecting.append("thorough")
     # a curve builds models but selects none, so that a latency target does not exclude it
     building = [*selecting, "curve"] if recipe.curve else selecting
     if building and recipe.method != ONE_SHOT:
@@ -125,10 +127,11 @@ def _check_inputs(recipe: Recipe, has_data: bool) -> None:
     # random inputs say nothing about the divergence on real ones
     if recipe.max_divergence is not None and not has_data:
         raise UsageError("data-missing", "max_divergence needs real inputs: pass --data PATH")
-    if _has_candidates(recipe) and not recipe.metric:
+    if (_has_candidates(recipe) or recipe.thorough) and not recipe.metric and not has_data:
         raise UsageError(
-            "labeled-missing",
-            "candidates are compared by a metric: pass --metric NAME and --labeled PATH",
+            "data-missing",
+            "candidates are compared on inputs: pass --data PATH, or --metric NAME and "
+            "--labeled PATH",
         )
     if (recipe.curve or recipe.control) and not has_data and not recipe.metric:
         name = "curve" if recipe.curve else "control"

@@ -242,7 +242,7 @@ def _labels() -> Iterator[Mistake]:
         ("--metric top1 --labeled photos.txt", "a list of missing files", "not found", 1),
         ("--metric top1 --labeled empty", "an empty folder", "one subfolder per class", 1),
         ("--metric my.py:score --labeled rgb.npz", "a metric of one's own", "no file 'my.py'", 2),
-        ("--candidate l2+uniform", "candidates without a metric", "pass --metric NAME", 2),
+        ("--thorough --max-divergence 0.1", "two ways to choose", "omit one of the two", 2),
         ("--candidate l2 --metric top1 --labeled rgb.npz", "a criterion", "CRITERION+ALLOC", 2),
     )
     for options, meant, says, code in rows:

@@ -254,6 +254,41 @@ def test_better_candidate_is_written_and_reported_on_other_labels(tmp_path: Path
     ) and found.decided_by["criterion"] == "l2"
 
 
+@pytest.mark.parametrize("own", ["random", "l2"])
+def test_without_labels_the_candidate_of_least_divergence_is_written(
+    tmp_path: Path, own: str
+) -> None:
+    """It is measured on inputs that fit nothing and are not those of the report."""
+    other = {"random": "l2", "l2": "random"}[own]
+    options = {**FAST, "criterion": own, "allocate": "uniform", "samples": 96}
+    result = optimize(MODEL, tmp_path / "chosen.onnx", candidate=f"{other}+uniform", **options)
+    selection = result.report.selection
+    rows = selection.rows
+    assert (selection.metric, selection.samples) == ("divergence", 24)
+    assert [row.chosen for row in rows] == [own == "l2", own == "random"]
+    split = split_of(result)
+    assert split.selection is not None
+    assert not set(split.selection.digests()) & set(split.report.digests())
+    values = {}
+    for criterion in (own, other):
+        model = optimize(
+            MODEL, **{**options, "criterion": criterion}, candidate=f"{criterion}+uniform"
+        ).model
+        values[criterion] = relative_error(model, split.selection)
+    for row in rows:
+        assert row.value == pytest.approx(values[row.criterion], rel=1e-5)
+    assert result.plan.decided_by["criterion"] == "l2"
+
+
+def test_thorough_runs_compare_the_weight_of_residual_streams(tmp_path: Path) -> None:
+    options = {"data": str(CALIBRATION), "samples": 64, "engine": "none", "target": "macs=40%"}
+    report = optimize(MODEL, thorough=True, round_to=1, **options).report
+    allocators = [row.allocate for row in report.selection.rows]
+    assert allocators == ["divergence", "divergence-unweighted"]
+    least = min(report.selection.rows, key=lambda row: row.value)
+    assert least.chosen and report.decided_by["allocate"] == least.allocate
+
+
 def test_candidate_that_is_not_better_changes_nothing(tmp_path: Path) -> None:
     small(tmp_path / "plain.onnx", **LABELS)
     found = small(tmp_path / "compared.onnx", candidate="largest_l2+uniform", **LABELS).report
@@ -317,7 +352,8 @@ def test_controls_have_random_channels_and_equal_widths() -> None:
         ({"max_divergence": "0.1", "method": "pagcp"}, "one-shot"),
         ({"max_divergence": "0.1", "data": None}, "--data"),
         ({"max_divergence": "0"}, "not above 0"),
-        ({"candidate": "l2+uniform"}, "--metric"),
+        ({"candidate": "l2+uniform", "data": None}, "pass --data"),
+        ({"thorough": True, "data": None}, "pass --data"),
         ({"candidate": "l2"}, "CRITERION+ALLOCATOR"),
         ({"candidate": "l2+unifrom"}, "did you mean 'uniform'"),
         ({"curve": True, "data": None}, "--data"),
