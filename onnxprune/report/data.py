@@ -321,6 +321,8 @@ class Report(ReportSummary, ReportRecord):
         Form, excluded nodes and the float and quantized models, if --quantize is given.
     warning_topics
         Topic of each warning, see `onnxprune.run.warnings`.
+    run_dir
+        Run directory as the run was told, relative to where it was started; "" without one.
     """
 
     source: str
@@ -357,6 +359,7 @@ class Report(ReportSummary, ReportRecord):
     stages: Sequence[Stage] = many(Stage)
     warnings: Sequence[str] = ()
     warning_topics: Sequence[str] = omitted(())
+    run_dir: str = omitted("")
     verdicts: Sequence[Verdict] = many(Verdict)
     next_steps: Sequence[NextStep] = many(NextStep)
 

@@ -207,9 +207,14 @@ def _compute_time_bars(row: LatencyRow) -> tuple[float, float]:
 
 
 def _command(report: Report) -> str:
-    """Return the command that repeats the run, given its recipe.toml; "" for a model in memory."""
+    """Return the command that repeats the run; "" for a model in memory.
+
+    Like the next steps, it is for the folder in which the run was started. Reports of earlier
+    versions do not know the path of their recipe from there.
+    """
     # a model in memory has no path that a command could name
     if not report.source:
         return ""
     output = ("-o", report.output) if report.output else ()
-    return shlex.join(("onnxprune", "optimize", report.source, *output, "--recipe", "recipe.toml"))
+    recipe = str(Path(report.run_dir) / "recipe.toml")
+    return shlex.join(("onnxprune", "optimize", report.source, *output, "--recipe", recipe))

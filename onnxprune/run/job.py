@@ -309,8 +309,7 @@ class RunJob:
     ) -> Report:
         """Return the report of the run."""
         analysis, recipe, stages = self.analysis, self.recipe, self.stages
-        evaluation, timing = results.evaluation, results.timing
-        before, after = results.costs
+        evaluation, timing, (before, after) = results.evaluation, results.timing, results.costs
         targets = target_rows(recipe, before, after, timing.latency)
         layers = layer_rows(analysis, plan, timing.bench, model)
         sensitivity: Mapping[str, list[list[float]]] = {}
@@ -353,6 +352,7 @@ class RunJob:
             stages=tuple(stages.done),
             warnings=tuple(text for _, text in warnings),
             warning_topics=tuple(topic for topic, _ in warnings),
+            run_dir=str(stages.run.path) if stages.run else "",
         )
         steps = recommend(report, self.given, self.splits.calibration)
         return replace(report, verdicts=judge(report), next_steps=steps)
@@ -385,7 +385,7 @@ class RunJob:
 
         The journal names the output before it replaces another one, see `check_same`.
         """
-        run, facts = self.stages.run, {"sha256": ""}
+        run, facts = self.stages.run, dict[str, Any](sha256="")
         with staging() as files:
             if self.output:
                 external = self.recipe.external_data

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import click
@@ -193,3 +196,22 @@ def test_other_errors_of_files_with_other_suffixes_stay(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load(tmp_path / "model.pb")
     assert caught.value.code == "external-data"
+
+
+@pytest.mark.parametrize("run_dir", [None, "runs/my run"])
+def test_command_of_the_page_repeats_the_run_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_dir: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("runs").mkdir()
+    shutil.copy(demo.files().model, "models/m.onnx")
+    words = ["optimize", "models/m.onnx", "--criterion", "l2", "--engine", "none"]
+    assert run([*words, *(["--run-dir", run_dir] if run_dir else [])]) == 0
+    page = Path(run_dir or "models/m.pruned.run", "report.html").read_text()
+    start = "In the folder where this run was started:</p>\n<pre><code>"
+    command = shlex.split(html.unescape(page.split(start)[1].split("</code>")[0]))
+    before = Path("models/m.pruned.onnx").read_bytes()
+    assert command[0] == "onnxprune" and Path(command[-1]).is_file()
+    assert run([*command[1:], "--overwrite"]) == 0
+    assert Path("models/m.pruned.onnx").read_bytes() == before

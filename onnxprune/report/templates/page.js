@@ -59,6 +59,15 @@ for (const table of document.querySelectorAll("table")) {
   );
 }
 
+// a table that is wider than its place says so: some systems hide scroll bars
+for (const place of document.querySelectorAll(".scroll:has(table)")) {
+  const more = make("span", "scroll sideways for more \u2192", { class: "more" });
+  tools(place, place.getAttribute("aria-label")).append(more);
+  new ResizeObserver(() => {
+    more.hidden = place.scrollWidth <= place.clientWidth + 1;
+  }).observe(place);
+}
+
 // search, and "only changed", for long tables
 for (const table of document.querySelectorAll("table[data-search]")) {
   const place = table.closest(".scroll");
