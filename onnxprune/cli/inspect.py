@@ -146,9 +146,15 @@ def _format_groups(analysis: Analysis) -> str:
         role = describe_role(analysis, group, roles)
         share = f"{shares[group.name]:.0%}"
         rows.append((group.name, role, str(group.size), str(len(group.sites)), exact, share))
-    table = columns(rows, left=2)
+    lines = [columns(rows, left=2)]
     more = len(analysis.groups) - _MOST_GROUPS
-    return f"{table}\n... and {more} more (all: --json)" if more > 0 else table
+    if more > 0:
+        lines.append(f"... and {more} more (all: --json)")
+    lines.append(
+        "MACs: share of those of all layers along these channels, which produce or read them; a "
+        "layer between two groups counts for both"
+    )
+    return "\n".join(lines)
 
 
 def _format_reasons(analysis: Analysis) -> str:
@@ -160,8 +166,13 @@ def _format_reasons(analysis: Analysis) -> str:
     reasons = Counter((frozen.op, frozen.reason) for frozen in analysis.frozen)
     rows = [("frozen axes", "MACs", "by", "reason")]
     for (op, reason), count in reasons.most_common(_MOST_REASONS):
-        rows.append((str(count), f"{shares[op, reason]:.0%}", op, reason))
-    return f"{columns(rows, left=4)}\nOne tensor: onnxprune inspect MODEL --why TENSOR"
+        rows.append((str(count), f"{shares[op, reason]:.0%}", op or "model", reason))
+    lines = (
+        columns(rows, left=4),
+        "MACs: share of those of layers with these axes, the most that opening them can free",
+        "One tensor: onnxprune inspect MODEL --why TENSOR",
+    )
+    return "\n".join(lines)
 
 
 def _show_tree(analysis: Analysis, source: Model, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import bits
 from onnxprune.report.data import FrozenAxis, GraphBox, GroupRow, LatencyRow, LayerCost
 from onnxprune.report.roles import find_roles
+from onnxprune.report.shares import group_shares
 from onnxprune.types import Frozen, Plan, Scores
 
 _THREADED = ("onnxruntime", "openvino", "ncnn", "mnn")  # engines that compute on CPU threads
@@ -29,7 +30,7 @@ MOST_POINTS = 17  # per group's error curve
 def group_rows(
     analysis: Analysis, plan: Plan, ratios: Mapping[str, float] | None = None
 ) -> tuple[GroupRow, ...]:
-    """Return every group with its width before and after and its share of the MACs.
+    """Return every group with its width before and after and its share of the MACs, as in inspect.
 
     Parameters
     ----------
@@ -37,16 +38,15 @@ def group_rows(
         Group -> share of its channels that the user asked to remove.
     """
     # before pruning: shares are those of the original
-    macs = {cost.node: cost.macs for cost in analysis.node_costs()}
-    total = sum(macs.values()) or 1
+    shares = group_shares(analysis)
     rows = []
     for group in analysis.groups:
         # by producers alone: a layer counts with the group that it produces
         makers = {site.node for site in group.sites if site.role == "produces"}
         # a plan need not list the groups that stay unpruned
         after = len(plan.kept.get(group.name, range(group.size)))
-        share = sum(macs.get(node, 0) for node in makers) / total
         asked = (ratios or {}).get(group.name)
+        share = shares[group.name]
         rows.append(
             GroupRow(
                 group.name, group.size, after, group.exact, share, tuple(sorted(makers)), asked

@@ -17,9 +17,10 @@ class GroupRow(ReportRecord):
     exact
         Whether removing a channel leaves the kept ones unchanged.
     macs_share
-        MACs of the layers that produce the channels, as a share of the original's.
+        MACs of the layers along the channels, which produce or read them, as a share of the
+        original's; a layer between two groups counts for both.
     makers
-        These layers.
+        Layers that produce the channels.
     ratio
         Share of the channels that the user asked to remove; None without a ratio.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.cli.app import app
 from onnxprune.ir.io import load
+from onnxprune.report.collect import group_rows
 from onnxprune.report.roles import find_roles
 from onnxprune.report.shares import (
     Branch,
@@ -22,6 +24,7 @@ from onnxprune.report.shares import (
     group_shares,
     make_tree,
 )
+from onnxprune.types import Plan
 
 MODEL = demo.files().model
 
@@ -53,6 +56,18 @@ def test_share_of_a_group_is_what_its_removal_saves_to_first_order(analysis: Ana
         size = analysis.group(name).size
         less = total - analysis.cost({name: range(1, size)}).macs
         assert less / total == pytest.approx(share / size, rel=1e-6)
+
+
+def test_page_and_inspect_show_the_same_shares(analysis: Analysis) -> None:
+    plan = Plan("", {})
+    rows = {row.name: row.macs_share for row in group_rows(analysis, plan)}
+    assert rows == group_shares(analysis)
+
+
+def test_every_reason_has_a_subject_and_the_tables_a_legend() -> None:
+    text = CliRunner().invoke(app, ["inspect", str(MODEL)]).output
+    assert re.search(r"^1 +0% +model +graph output$", text, re.MULTILINE)
+    assert text.count("\nMACs: share of those of ") == 2
 
 
 def test_frozen_share_is_that_of_the_nodes_along_frozen_axes(analysis: Analysis) -> None:
