@@ -32,7 +32,8 @@ from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model, Source, load
 from onnxprune.ir.limits import LONGEST_AXIS
 from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, label, subgraphs
-from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.ir.passes.canonicalize import canonicalize_with_shapes
+from onnxprune.ir.shapes import Shapes
 
 # Of onnxruntime: weights are reordered for the vector width of the machine
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
@@ -82,8 +83,8 @@ def analyze(
         nothing.
     """
     _check_options(allow_mixing, grouped)
-    canonical = canonicalize(load(model))
-    record = _follow(canonical, freeze, allow_mixing, grouped)
+    canonical, inferred = canonicalize_with_shapes(load(model))
+    record = _follow(canonical, freeze, allow_mixing, grouped, inferred)
     if not untie:
         tie(record)
         copies = find_copies(record)
@@ -102,10 +103,14 @@ def analyze(
 
 
 def _follow(
-    canonical: Model, freeze: Collection[str], allow_mixing: Collection[str], grouped: str
+    canonical: Model,
+    freeze: Collection[str],
+    allow_mixing: Collection[str],
+    grouped: str,
+    shapes: Shapes | None = None,
 ) -> Record:
-    """Return the record of a pass over a canonical model."""
-    record = Record(canonical, infer(canonical, shapes_by_rule(canonical)))
+    """Return the record of a pass over a canonical model; its shapes are inferred if None."""
+    record = Record(canonical, shapes or infer(canonical, shapes_by_rule(canonical)))
     walk = _Walk(record, frozenset(allow_mixing), grouped)
     walk.graph(canonical.proto.graph)
     walk.freeze_outputs(canonical.proto.graph)

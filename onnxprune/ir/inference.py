@@ -98,7 +98,8 @@ class _Inference:
         self.values: dict[str, np.ndarray] = {}
         self.assumed: set[str] = set()
         self.equal: dict[str, Dim] = {}
-        self.known = Shapes(self.types, self.values, self.assumed, self.equal)
+        self.open: set[str] = set()
+        self.known = Shapes(self.types, self.values, self.assumed, self.equal, self.open)
         self.depth = 0  # of bodies around the node
         self.versions = Versions(
             model.opset, list(model.proto.opset_import), model.proto.ir_version
@@ -152,8 +153,10 @@ class _Inference:
                     unsized.add(name)
             if name and kind is not None:
                 self.types[name] = kind
-        if self.fallback is not None and node.input and unsized:
-            self.ask_fallback(node, self.fallback, unsized)
+        if node.input and unsized:
+            self.open |= unsized
+            if self.fallback is not None:
+                self.ask_fallback(node, self.fallback, unsized)
         self.use_values(node)
         for name in node.output:
             if name in self.types and self.example_length is None:

@@ -27,12 +27,15 @@ class Shapes:
         Tensors with a length that depends on the data and was replaced by an example length.
     equal
         Symbols of dynamic lengths, and what they equal in every run of the graph.
+    open
+        Tensors whose rank no rule of the standard gives, so that a fallback may.
     """
 
     types: Mapping[str, TypeProto]
     values: Mapping[str, np.ndarray] = field(repr=False)
     assumed: Collection[str] = field(default=(), repr=False)
     equal: Mapping[str, Dim] = field(default_factory=dict, repr=False)
+    open: Collection[str] = field(default=(), repr=False, compare=False)
     _dims: dict[str, tuple[TypeProto, tuple[Dim, ...] | None]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import networks
 import numpy as np
 import onnx
 import pytest
@@ -13,13 +16,17 @@ from indexed import INDEXED
 from onnx import helper, parser
 from patterns import PATTERNS
 
+import onnxprune.analysis.walk
+import onnxprune.ir.passes.canonicalize
 from onnxprune.analysis.rule_shapes import shapes_by_rule
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import ModelError
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import load, to_bytes
-from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.ir.passes.canonicalize import canonicalize, canonicalize_with_shapes
 from onnxprune.ir.passes.expand_fused import has_fused
 from onnxprune.ir.runtime import Session, example_feeds
+from onnxprune.ir.shapes import Shapes
 
 ALL = CASES | INDEXED | PATTERNS | DYNAMIC | BODIES
 SOME = [
@@ -236,3 +243,38 @@ def test_folded_remainder(fmod: int) -> None:
     expected = Session(model, optimize=False).run(feeds)["y"]
     canonical = Session(canonicalize(model), optimize=False)
     np.testing.assert_array_equal(canonical.run(feeds)["y"], expected)
+
+
+def test_shapes_of_the_last_pass_are_those_of_the_canonical_graph() -> None:
+    handed_over = 0
+    for name, case in ALL.items():
+        canonical, shapes = canonicalize_with_shapes(load(net(case.text, opset=case.opset)))
+        if shapes is None:
+            continue
+        handed_over += 1
+        fresh = infer(canonical, shapes_by_rule(canonical))
+        # weights that a pass made unused may remain in `shapes`
+        assert {n: shapes.types[n] for n in fresh.types} == dict(fresh.types), name
+        assert {n for n in shapes.types if n not in fresh.types}.isdisjoint(
+            tensor for node in canonical.proto.graph.node for tensor in (*node.input, *node.output)
+        )
+        for tensor, value in fresh.values.items():
+            np.testing.assert_array_equal(shapes.values[tensor], value)
+            assert shapes.values[tensor].dtype == value.dtype
+        assert (shapes.assumed, shapes.equal) == (fresh.assumed, fresh.equal), name
+    assert handed_over > len(ALL) / 2
+
+
+def test_analysis_infers_a_graph_once_that_no_pass_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inferred = []
+
+    def count(*arguments: Any) -> Shapes:
+        inferred.append(arguments)
+        return infer(*arguments)
+
+    monkeypatch.setattr(onnxprune.analysis.walk, "infer", count)
+    monkeypatch.setattr(onnxprune.ir.passes.canonicalize, "infer", count)
+    analyze(load(networks.resnet18()))
+    assert len(inferred) == 1

@@ -30,12 +30,27 @@ from onnxprune.ir.passes.slice_assign import rewrite_slice_assignments
 from onnxprune.ir.passes.split_fused_qkv import split_fused_projections
 from onnxprune.ir.passes.unpack_attention import unpack_attention
 from onnxprune.ir.passes.validate import check_loops, validate
+from onnxprune.ir.shapes import Shapes
 
 OLDEST_OPSET = 7
 
 
 def canonicalize(model: ModelView) -> Model:
     """Return an equivalent model in canonical form.
+
+    Raises
+    ------
+    ModelError
+        As of `canonicalize_with_shapes`.
+    """
+    return canonicalize_with_shapes(model)[0]
+
+
+def canonicalize_with_shapes(model: ModelView) -> tuple[Model, Shapes | None]:
+    """Return an equivalent model in canonical form, and the shapes of its tensors.
+
+    The shapes are None if no pass needed those of the final graph, or a rank is unknown for which
+    `infer` would ask a fallback.
 
     Raises
     ------
@@ -55,15 +70,23 @@ def canonicalize(model: ModelView) -> Model:
         copy.proto.opset_import.add(version=copy.opset)
     try:
         with reject_contradictions():
-            _apply_passes(copy)
+            shapes = _apply_passes(copy)
     except RecursionError:
         raise ModelError("model-invalid", "graphs are nested too deep") from None
-    remove_dead(copy)
-    return copy.freeze()
+    # names of unknown lengths follow the nodes
+    if remove_dead(copy) or (shapes and shapes.open):
+        shapes = None
+    return copy.freeze(), shapes
 
 
-def _apply_passes(model: EditableModel) -> None:
-    """Run the passes in order; each later one relies on the form that the earlier ones leave."""
+def _apply_passes(model: EditableModel) -> Shapes | None:
+    """Run the passes in order; each later one relies on the form that the earlier ones leave.
+
+    Returns
+    -------
+    Shapes or None
+        Those of the final graph, if they are known.
+    """
     check_ends(model.proto.graph)
     # a sparse constant is larger once it is a weight
     held = model.size_bytes() + model.proto.ByteSize()
@@ -105,6 +128,8 @@ def _apply_passes(model: EditableModel) -> None:
     # inference takes a third of the time of an analysis, and gives the same for the same graph
     if changed:
         shapes = infer(model)
-    replace_shuffles(model, shapes)
+    changed = replace_shuffles(model, shapes)
     if split_fused_projections(model, shapes):
         remove_identities(model)
+        changed = True
+    return None if changed else shapes

@@ -19,9 +19,15 @@ from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.values import Dim
 
 
-def replace_shuffles(model: EditableModel, shapes: Shapes) -> None:
-    """Replace the last node of each shuffle by a Gather; the others become dead."""
-    graph = model.proto.graph
+def replace_shuffles(model: EditableModel, shapes: Shapes) -> bool:
+    """Replace the last node of each shuffle by a Gather; the others become dead.
+
+    Returns
+    -------
+    bool
+        Whether there was any.
+    """
+    graph, changed = model.proto.graph, False
     uses = Counter(o.name for o in graph.output)
     # bodies read by name, so that their consumers count too
     for inner in nested(graph):
@@ -55,6 +61,8 @@ def replace_shuffles(model: EditableModel, shapes: Shapes) -> None:
             doc_string=last.doc_string,
         )
         last.CopyFrom(gather)
+        changed = True
+    return changed
 
 
 def _match_chain(

@@ -38,8 +38,15 @@ def _is_identity(node: NodeProto) -> bool:
     return node.domain in STANDARD_DOMAINS and node.op_type == "Identity"
 
 
-def remove_dead(model: EditableModel) -> None:
-    """Remove nodes and initializers that contribute to no output."""
+def remove_dead(model: EditableModel) -> bool:
+    """Remove nodes and initializers that contribute to no output.
+
+    Returns
+    -------
+    bool
+        Whether a node was removed.
+    """
+    changed = False
     for graph in nested(model.proto.graph):
         live = {o.name for o in graph.output}
         kept = []
@@ -51,9 +58,11 @@ def remove_dead(model: EditableModel) -> None:
             live |= set(node.input) | captured(node)
         if len(kept) != len(graph.node):
             replace_nodes(graph, kept[::-1])
+            changed = True
     used: set[str] = set()
     for graph in nested(model.proto.graph):
         used.update(o.name for o in graph.output)
         for node in graph.node:
             used.update(node.input)
     remove_initializers(model, {i.name for i in model.proto.graph.initializer} - used)
+    return changed
