@@ -59,7 +59,7 @@ def test_share_of_a_group_is_what_its_removal_saves_to_first_order(analysis: Ana
 
 
 def test_page_and_inspect_show_the_same_shares(analysis: Analysis) -> None:
-    plan = Plan("", {})
+    plan = Plan("", {}, {})
     rows = {row.name: row.macs_share for row in group_rows(analysis, plan)}
     assert rows == group_shares(analysis)
 
