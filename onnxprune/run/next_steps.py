@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.data.dataset import Data
+from onnxprune.engines.bench_warnings import is_width_warning
 from onnxprune.named import Named
 from onnxprune.report.conclusions import BAD, DOUBT, FAIR, GOOD, UNKNOWN, NextStep
 from onnxprune.report.data import Report
@@ -60,6 +61,9 @@ def _list_steps(report: Report, recipe: Recipe, data: Data) -> Iterator[NextStep
         yield from _use_more(report, recipe, data)
     if levels["speed"] in (FAIR, BAD):
         yield _gain_speed(report, recipe)
+    elif any(map(is_width_warning, report.warnings)):
+        command = _build_command(report, recipe.but({"round_to": "auto"}), "aligned")
+        yield NextStep("try widths in whole blocks of the engine, and compare by bench", command)
     if levels["speed"] == UNKNOWN:
         command = shlex.join(("onnxprune", "bench", report.source, report.output))
         yield NextStep("measure the latency of both models", command)

@@ -49,7 +49,7 @@ from onnxprune.run.splits import split_inputs
 from onnxprune.run.stages import Stages
 from onnxprune.run.stored import describe_unused
 from onnxprune.run.validate import validate
-from onnxprune.run.warnings import INPUTS, of_topic
+from onnxprune.run.warnings import INPUTS, default_preprocessing, of_topic
 from onnxprune.search import ONE_SHOT
 from onnxprune.types import Plan, Scores
 
@@ -162,7 +162,7 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     skipped = (*describe_skipped(inputs), *describe_skipped(opened, "labeled "))
     doubts = (*judge_inputs(analysis, inputs), *judge_labels(analysis, labels, recipe))
     # before the first long stage, so that a run on wrong data can be stopped early
-    for finding in (*skipped, *doubts):
+    for finding in (*skipped, *doubts, *default_preprocessing(inputs, recipe)):
         stages.warn(finding)
     stages.expect(*forecast(analysis, recipe, splits))
     for announcement in announce(analysis, recipe, splits):

@@ -19,7 +19,7 @@ from onnxprune.engines.cost.explain import explain
 from onnxprune.errors import plural
 from onnxprune.ir.io import Model
 from onnxprune.report.data import Costs, LayerCost, TargetRow, VerificationSummary
-from onnxprune.run.adapter import engines_of, preprocess_of
+from onnxprune.run.adapter import engines_of, follows_engine, preprocess_of
 from onnxprune.run.device_warnings import device_warnings
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.splits import Splits
@@ -27,7 +27,7 @@ from onnxprune.run.splits import Splits
 FEW_INPUTS = 32  # the demo keeps 65, 88 and 98 % top-1 with 8, 16 and 32 inputs, 99 % with more
 LATENCY_SLACK = 0.05  # two measurements of one model agree to about this on an idle machine
 DEFAULT_PREPROCESSING = (
-    "images were preprocessed with the defaults: RGB, values from 0 to 1; if the model was trained "
+    "images are preprocessed with the defaults: RGB, values from 0 to 1; if the model was trained "
     "with other preprocessing, pass --preprocess (ImageNet: --preprocess imagenet), or --scale, "
     "--mean, --std and --order"
 )
@@ -59,7 +59,9 @@ def timing_warnings(
     """
     texts = bench.get("warnings", ())
     yield from of_topic(ALIGNMENT, device_warnings(model, recipe))
-    yield from of_topic(ALIGNMENT, filter(is_width_warning, texts))
+    # widths that were chosen for the engine are no surprise
+    if not follows_engine(recipe):
+        yield from of_topic(ALIGNMENT, filter(is_width_warning, texts))
     if bench:
         engine = ENGINES.get(engines_of(recipe)[0])
         yield from of_topic(ALIGNMENT, explain(layers, model, engine, recipe.precision))
@@ -83,8 +85,8 @@ def data_warnings(splits: Splits, recipe: Recipe, used: bool) -> Iterator[str]:
             f"only {plural(data.samples, 'calibration input')}, to which weights are refitted: use "
             f"at least {FEW_INPUTS}, better a few hundred (labels are not needed)"
         )
-    if used and uses_default_preprocessing(data, recipe):
-        yield DEFAULT_PREPROCESSING
+    if used:
+        yield from default_preprocessing(data, recipe)
     labels = splits.report_labels
     if recipe.candidate and splits.selection_labels is None and labels is not None:
         yield (
@@ -170,8 +172,14 @@ def refit_warning(analysis: Analysis, model: Model, recipe: Recipe) -> Iterator[
         )
 
 
-def uses_default_preprocessing(data: Data, recipe: Recipe) -> bool:
-    """Return whether images fed a float model with default scale, mean, std, post and order."""
+def default_preprocessing(data: Data, recipe: Recipe) -> Iterator[str]:
+    """Yield a warning if images are preprocessed by numbers that nobody chose."""
+    if _uses_default_preprocessing(data, recipe):
+        yield DEFAULT_PREPROCESSING
+
+
+def _uses_default_preprocessing(data: Data, recipe: Recipe) -> bool:
+    """Return whether images feed a float model with default scale, mean, std, post and order."""
     # a preset is a choice even if its numbers are the defaults
     if not isinstance(data.source, Images) or recipe.preprocess is not None:
         return False

@@ -99,7 +99,8 @@ def test_unaligned_widths_warn_with_the_multiple() -> None:
     (warning,) = width_warnings(engine, {"odd": residual(2 * multiple - 1)})
     assert (
         "3 of 3" in warning
-        and f"--round-to {multiple}" in warning
+        and f"multiples of {multiple} " in warning
+        and "--round-to auto" in warning
         and f"n_c0 {2 * multiple - 1}" in warning
     )
 

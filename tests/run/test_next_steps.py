@@ -9,13 +9,17 @@ from typing import Any
 import click
 import pytest
 
+from onnxprune import demo
 from onnxprune.cli.app import app
 from onnxprune.cli.common import recipe_from
 from onnxprune.data.dataset import Data, synthetic
+from onnxprune.engines.bench_warnings import is_width_warning
+from onnxprune.ir.io import load
 from onnxprune.report.data import Report
 from onnxprune.run.flags import to_flags
 from onnxprune.run.next_steps import recommend
 from onnxprune.run.recipe import OPTIONS, Recipe
+from onnxprune.run.warnings import timing_warnings
 
 SOURCE = "my models/a;b.onnx"
 REPORT = Report(SOURCE, "out/small model.onnx", {"macs": 100}, {"macs": 50})
@@ -80,6 +84,25 @@ def test_quality_of_too_few_inputs_recommends_more_of_them_and_labels() -> None:
     # nothing to take them from
     steps = recommend(report, Recipe.of({"data": "d"}), data(16))
     assert [step.purpose for step in steps] == ["measure a metric on labeled inputs"]
+
+
+def test_faster_model_with_partial_blocks_is_compared_with_whole_ones() -> None:
+    warnings = (
+        "pruned: 1 of 2 convolutions have output channels that x rounds up to multiples of 8",
+    )
+    assert all(map(is_width_warning, warnings))
+    report = replace(REPORT, latency=FAST, warnings=warnings)
+    (step,) = [
+        s for s in recommend(report, Recipe.of({"data": "d"}), data()) if "blocks" in s.purpose
+    ]
+    assert parse(shlex.split(step.command)[5:]).round_to == "auto"
+    # widths of whole blocks are not questioned
+    kinds = [("auto", 0), (None, 1)]
+    for round_to, count in kinds:
+        recipe = Recipe.of({"round_to": round_to, "engine": "onnxruntime"})
+        bench = {"warnings": warnings, "layers": []}
+        found = timing_warnings(bench, (), load(demo.files().model), recipe)
+        assert sum(is_width_warning(text) for _, text in found) == count
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_few_images_and_default_preprocessing_cause_warnings(tmp_path: Path) -> 
     options = {"criterion": "activation*weight", "data": str(tmp_path)}
     few, numbers = (w.partition(":")[0] for w in small(**options).report.warnings)
     assert few.startswith("only 10 calibration inputs") and numbers.startswith(
-        "images were preprocessed with the defaults"
+        "images are preprocessed with the defaults"
     )
     assert len(small(**options, mean="0.3").report.warnings) == 1
 
