@@ -58,7 +58,9 @@ def test_topk_equals_torch_in_any_batching(seed, n, pieces):
             {c: hits[labels == c].mean() for c in np.unique(labels)}
         )
         if n > 1:
-            assert found.standard_error == pytest.approx(hits.std(ddof=1) / math.sqrt(n))
+            # equal answers are no proof that further ones are equal
+            spread = hits.std(ddof=1) / math.sqrt(n) or 1 / (n + 1)
+            assert found.standard_error == pytest.approx(spread)
 
 
 def test_topk_edge_cases():
