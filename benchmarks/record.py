@@ -3,12 +3,14 @@
     python -m benchmarks.record                 # measure, write COMMIT.json in benchmarks/records
     python -m benchmarks.record --check         # measure and compare, write nothing
 
-Every command runs in a process of its own on one thread, on models that the repository has or that
-are generated, alternating with a fixed onnxruntime workload. A figure is the median over the rounds
-of CPU seconds (user and system) divided by those of the workload in the same round, so that records
-of machines and of hours with other loads can be compared; its interval is the range over the
-rounds. Exit status 1 if a figure exceeds that of the last record by more than WORST while the
-intervals do not overlap.
+Every command runs in a process of its own, on models that the repository has or that are generated,
+with the variables that limit BLAS to one thread (the last one without), alternating with a fixed
+onnxruntime workload. A figure is the median over the rounds of CPU seconds (user and system)
+divided by those of the workload in the same round, so that records of hours with other loads can be
+compared; its interval is the range over the rounds. Only records of the same processor are
+compared: another one may compute convolutions twice as fast and run Python hardly faster. Exit
+status 1 if a figure exceeds that of the last such record by more than
+WORST while the intervals do not overlap.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ NODES_PER_BLOCK = 5
 NODES = 2500  # of the generated graph
 DEMO = ROOT / "onnxprune" / "demo"
 _UNIT = "reference"
+_FREE = "optimize, default, threads not limited by variables"
 # about a second of convolutions and products, with the seeds and sizes of the first record
 _WORKLOAD = """
 import numpy as np, onnxruntime
@@ -75,6 +78,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     graph.write_bytes(chain(NODES // NODES_PER_BLOCK))
     demo, data = DEMO / "digits.onnx", DEMO / "digits_calibration.npz"
     output = ["-o", str(folder / "out.onnx"), "--overwrite", "--engine", "none", "--quiet"]
+    free_output = ["-o", str(folder / "free.onnx"), "--engine", "none", "--quiet"]
     plain = ["--criterion", "l2", "--repair", "none", "--round-to", "1"]
     run = [sys.executable, "-m", "onnxprune"]
     return {
@@ -85,13 +89,22 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "optimize, l2": [*run, "optimize", str(demo), *output, *plain],
         f"optimize, l2, {NODES} nodes": [*run, "optimize", str(graph), *output, *plain],
         "optimize, default": [*run, "optimize", str(demo), *output, "--data", str(data)],
+        # with an output of its own, since a run that is repeated takes stages from the first
+        _FREE: [*run, "optimize", str(demo), *free_output, "--data", str(data)],
     }
 
 
-def measure(command: Sequence[str]) -> float:
-    """Return the CPU seconds of a command and its children."""
+def measure(command: Sequence[str], free: bool = False) -> float:
+    """Return the CPU seconds of a command and its children.
+
+    Parameters
+    ----------
+    free
+        Set no variable that limits threads, as a user does not.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}
+    given = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
+    environment = {**given, **({} if free else ONE_THREAD), "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, capture_output=True, env=environment, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -104,7 +117,7 @@ def make_record(rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         # a new folder, because a run directory would be resumed
         with tempfile.TemporaryDirectory() as folder:
-            times = {name: measure(command) for name, command in commands(Path(folder)).items()}
+            times = {n: measure(c, n == _FREE) for n, c in commands(Path(folder)).items()}
         for name, value in times.items():
             seconds.setdefault(name, []).append(value)
             ratios.setdefault(name, []).append(value / times[_UNIT])
@@ -121,6 +134,7 @@ def make_record(rounds: int) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": name_processor(),
         "rounds": rounds,
         "figures": figures,
     }
@@ -140,10 +154,25 @@ def compare(record: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, flo
     return slower
 
 
-def read_last(folder: Path) -> dict[str, Any] | None:
-    """Return the newest record of a folder, None if it has none."""
+def read_last(folder: Path, processor: str) -> dict[str, Any] | None:
+    """Return the newest record of a processor in a folder, None if it has none."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    return max(records, key=lambda record: record["date"], default=None)
+    # the first record names no processor
+    same = [record for record in records if record.get("processor") == processor]
+    return max(same, key=lambda record: record["date"], default=None)
+
+
+def name_processor() -> str:
+    """Return name, family, model and stepping, as far as the system tells them."""
+    try:
+        # of the first processor; several may share a name
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    known = {key.strip(): value.strip() for key, value in facts.items()}
+    words = [known[k] for k in ("model name", "cpu family", "model", "stepping") if k in known]
+    return ", ".join(words) or platform.machine()
 
 
 def table(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
@@ -167,7 +196,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--check", action="store_true", help="write no record")
     options = parser.parse_args()
-    last = read_last(options.records)
+    last = read_last(options.records, name_processor())
+    if last is None:
+        print(f"no record of this processor ({name_processor()}) to compare with")
     record = make_record(options.rounds)
     print(table(record, last))
     slower = compare(record, last) if last else {}

@@ -79,11 +79,16 @@ def test_a_record_reports_figures_that_are_slower_than_the_last(tmp_path: Path) 
         return {"median": value, "interval": [value - spread, value + spread]}
 
     last = {"date": "2026-01-02", "figures": {"a": figures(1.0), "b": figures(1.0)}}
-    old = {"date": "2026-01-01", "figures": {}}
-    for name, row in (("z", old), ("y", last)):
+    last["processor"] = "this"
+    old = {"date": "2026-01-01", "processor": "this", "figures": {}}
+    rows = [old, last, {"date": "2026-01-03", "processor": "other"}, {"date": "2026-01-04"}]
+    for name, row in zip("zyxw", rows, strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(row))
-    assert record.read_last(tmp_path) == last
-    assert record.read_last(tmp_path / "none") is None
+    assert record.read_last(tmp_path, "this") == last
+    # another processor has other ratios between Python and convolutions
+    assert record.read_last(tmp_path, "new") is None
+    assert record.read_last(tmp_path / "none", "this") is None
+    assert record.name_processor() == record.name_processor() != ""
     # within the limit; beyond it, but noisy; new
     present = {"figures": {"a": figures(1.1), "b": figures(1.2, 0.5), "c": figures(9.0)}}
     assert record.compare(present, last) == {}
