@@ -101,8 +101,8 @@ def width_warnings(
         warnings.append(
             f"{label}: {len(odd)} of {len(layers)} convolutions have output channels that "
             f"{engine.name} {_ROUNDS_UP} {multiple} ({shown}); "
-            "fewer MACs may not save time there. Widths of --round-to auto are whole or half blocks: "
-            "compare both by onnxprune bench, small layers may be slower"
+            "fewer MACs may not save time there. With --round-to auto widths are whole or half "
+            "blocks: compare both by onnxprune bench, small layers may be slower"
         )
     return warnings
 
