@@ -7,11 +7,13 @@ in any order, and a killed sweep resumes with the unfinished ones.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -65,6 +67,8 @@ class Sweep:
         Settings of onnxruntime.
     source
         Digest of the model.
+    token
+        Tells sweeps apart in other processes, to which each job brings its own copy.
     """
 
     model: str | bytes
@@ -79,6 +83,7 @@ class Sweep:
     threads: int = 1
     batch_size: int = 16
     source: str = field(default="", compare=False)
+    token: str = field(default_factory=lambda: uuid4().hex, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -186,9 +191,27 @@ def sensitivity(
     return [journal.recall(j.key, dict) for j in jobs]
 
 
+class _Benches(threading.local):
+    """Benches by token of a sweep; a worker of Dask may do several jobs at a time."""
+
+    def __init__(self) -> None:
+        self.by_token: dict[str, SensitivityBench] = {}
+
+
+_BENCHES = _Benches()
+
+
 def record_of(job: Job) -> dict[str, Any]:
-    """Return `SensitivityBench.record` of a bench of its own, for other processes."""
-    return SensitivityBench(job.sweep).record(job)
+    """Return `SensitivityBench.record` in a process to which jobs are sent.
+
+    Its bench is that of the job before, if that belonged to the same sweep.
+    """
+    benches, token = _BENCHES.by_token, job.sweep.token
+    if token not in benches:
+        # a sweep that ended would stay in memory with its data
+        benches.clear()
+        benches[token] = SensitivityBench(job.sweep)
+    return benches[token].record(job)
 
 
 class SensitivityBench:

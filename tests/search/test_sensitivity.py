@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,14 @@ from onnxprune.metrics.base import MetricOptions
 from onnxprune.run.adapter import input_types
 from onnxprune.search.journal import Journal
 from onnxprune.search.layer_selection import Selection, select
-from onnxprune.search.sensitivity import SensitivityBench, Sweep, jobs_of, narrowed, sweep_key
+from onnxprune.search.sensitivity import (
+    SensitivityBench,
+    Sweep,
+    jobs_of,
+    narrowed,
+    record_of,
+    sweep_key,
+)
 from onnxprune.search.workers import run_jobs
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
@@ -187,6 +195,33 @@ def test_results_are_reused_only_with_equal_settings() -> None:
     ]
     assert len({sweep_key(s) for s in (plain, *others)}) == 4
     assert sweep_key(replace(plain, threads=2)) == sweep_key(plain)
+
+
+def test_jobs_of_a_sweep_share_a_bench_in_another_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, calibration, _ = demo.files()
+    analysis = analyze(load(model))
+    scores = {g.name: np.arange(g.size, dtype=np.float64) for g in analysis.groups}
+    gate = open_data(calibration, input_types(load(model)), samples=8)
+    plain = Sweep(str(model), analysis.options, scores, gate, time=False)
+    benches = []
+
+    class Counted(SensitivityBench):
+        def __init__(self, sweep: Sweep) -> None:
+            benches.append(sweep)
+            super().__init__(sweep)
+
+    monkeypatch.setattr("onnxprune.search.sensitivity.SensitivityBench", Counted)
+    jobs = jobs_of(plain, analysis, [0.5])
+    # each job comes with a copy of its sweep
+    copies = [replace(job, sweep=copy(job.sweep)) for job in jobs]
+    found = [record_of(job) for job in copies]
+    assert len(benches) == 1
+    assert found == [SensitivityBench(plain).record(job) for job in jobs]
+    # other settings are another sweep
+    record_of(replace(jobs[1], sweep=replace(plain, batch_size=4)))
+    assert len(benches) == 2
 
 
 def test_selection_equals_its_formula() -> None:
