@@ -11,9 +11,10 @@ from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import Consumer, eliminate
 from onnxprune.criteria.memo import Kind
 from onnxprune.errors import UsageError
+from onnxprune.parallel import ordered_map
 from onnxprune.statistics.fisher import Fisher, output_fisher
 from onnxprune.statistics.moments import InputMoments, ProductMoments, collect_moments
-from onnxprune.types import Scores
+from onnxprune.types import Group, Scores
 
 _WHO = "criterion 'reconstruction'"
 _SECOND_MOMENTS = Kind[tuple[Mapping[int, InputMoments], list[ProductMoments]]]("second moments")
@@ -38,13 +39,20 @@ def reconstruction(context: Context) -> Scores:
         No group is consumed by a linear node with plain weights.
     """
     statistics = moments(context)
-    scores, groups = {}, context.analysis.groups
-    for i, group in enumerate(groups):
-        context.progress(i / len(groups), f"{i} of {len(groups)} groups")
-        consumers = group_consumers(context.analysis, group.name, *statistics)
-        if consumers:
-            order, cost = eliminate(consumers, group.size)
-            scores[group.name] = ascending(order, cost)
+    groups = context.analysis.groups
+
+    def list_consumed() -> Iterator[tuple[Group, list[Consumer]]]:
+        for i, group in enumerate(groups):
+            context.progress(i / len(groups), f"{i} of {len(groups)} groups")
+            consumers = group_consumers(context.analysis, group.name, *statistics)
+            if consumers:
+                yield group, consumers
+
+    def score(item: tuple[Group, list[Consumer]]) -> tuple[str, np.ndarray]:
+        group, consumers = item
+        return group.name, ascending(*eliminate(consumers, group.size))
+
+    scores = dict(ordered_map(score, list_consumed(), context.threads))
     if groups and not scores:
         raise UsageError(
             "no-plain-weights",

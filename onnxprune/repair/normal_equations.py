@@ -105,10 +105,10 @@ class NormalEquations:
         """Start new sums of targets over the same inputs."""
         self.moments.yx, self.moments.y = np.zeros_like(self.weight), np.zeros(len(self.weight))
 
-    def add_saturating_targets(
+    def sum_saturating_targets(
         self, x: np.ndarray, y: np.ndarray, shortcut: np.ndarray | None, fit: Fit
-    ) -> None:
-        """Add targets that respect the saturated range of the activation after the node.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sum targets that respect the saturated range of the activation after the node.
 
         The target is y. Where y and the present output are both saturated on the same side, it is
         the present output, since any saturated value is as good; where only y is, it is the limit.
@@ -123,6 +123,13 @@ class NormalEquations:
             (O, P) values added between the node and the activation; None for none.
         fit
             Limits of the activation.
+
+        Returns
+        -------
+        yx
+            (O, K) sum of targets times inputs.
+        y
+            (O,) sum of targets.
         """
         # float32, as the inputs are: limits are compared at the activation's own precision
         present = self.weight.astype(np.float32) @ x
@@ -132,5 +139,9 @@ class NormalEquations:
             if np.isfinite(limit):
                 bound = np.float32(limit) - (0 if shortcut is None else shortcut)
                 y = np.where(is_beyond(y, bound), outer(present, bound), y)
-        self.moments.yx += y @ x.T
-        self.moments.y += y.sum(1, dtype=np.float64)
+        return y @ x.T, y.sum(1, dtype=np.float64)
+
+    def add_targets(self, yx: np.ndarray, y: np.ndarray) -> None:
+        """Add sums of targets over inputs that were summed before."""
+        self.moments.yx += yx
+        self.moments.y += y

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import NodeProto
@@ -17,6 +18,7 @@ from onnxprune.repair.fits import Fit, depthwise, set_values
 from onnxprune.repair.normal_equations import NormalEquations
 from onnxprune.repair.waiting import Values, values_of
 from onnxprune.statistics.im2col import (
+    Block,
     Geometry,
     Moments,
     columns,
@@ -24,6 +26,7 @@ from onnxprune.statistics.im2col import (
     joined,
     outputs,
     positions,
+    sum_products,
     tap_order,
 )
 from onnxprune.statistics.segmented_run import Batch, SegmentedRun
@@ -44,6 +47,7 @@ CACHE_BYTES = 400_000_000  # of the columns of one node that are kept between it
 SATURATION_PASSES = 1
 MIN_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant whatever its weights
 
+_Targets = tuple[NormalEquations, tuple[np.ndarray, np.ndarray]]  # equations, sums to add
 # columns (K, P), targets (O, P), values (O, P) that the pruned network adds to the node's output
 Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 
@@ -279,7 +283,7 @@ class LayerProblem:
         tied
             Problems of further uses of the same weight, whose sums are added.
         """
-        fit, (g, k, o) = self.fit, self.shape
+        fit, (_, k, o) = self.fit, self.shape
         weight, scale = self.rows(model), self.scale
         ridge = LAST_RIDGE if fit.last else RIDGE
         self.systems = [
@@ -287,11 +291,9 @@ class LayerProblem:
             for prior in weight * scale[:, :, None]
         ]
         uses = [(p, p.batches(p.node.input[0])) for p in (self, *tied)]
-        for _, batches in uses:
-            for xs, ys, _ in batches():
-                parts = zip(self.systems, np.split(xs, g), np.split(ys, g), strict=True)
-                for system, x, y in parts:
-                    system.moments.add(x, y)
+        blocks = self._list_blocks([batches for _, batches in uses])
+        for system, sums in ordered_map(_sum_block, blocks, self.pruned.threads):
+            system.moments.include(sums)
         for system in self.systems:
             system.solve()
         self._raise_ridge((self, *tied))
@@ -341,13 +343,24 @@ class LayerProblem:
                     error += float(np.square(fitted - y).sum(dtype=np.float64))
         return error
 
-    def _solve_saturating(
-        self, uses: Sequence[tuple[LayerProblem, Callable[[], Iterable[Sample]]]]
-    ) -> None:
+    def _solve_saturating(self, uses: Sequence[_Use]) -> None:
         """Solve again with targets that respect the activation after the node."""
-        groups = self.shape[0]
         for system in self.systems:
             system.clear_targets()
+        calls = self._list_saturating(uses)
+        # in the order of the calls, whatever their number at a time
+        for system, sums in ordered_map(lambda call: call(), calls, self.pruned.threads):
+            system.add_targets(*sums)
+        for system in self.systems:
+            system.solve()
+
+    def _list_saturating(self, uses: Sequence[_Use]) -> Iterator[Callable[[], _Targets]]:
+        """Yield a call per batch and group, which sums its targets."""
+        groups = self.shape[0]
+
+        def sum_targets(system: NormalEquations, *given: Any) -> _Targets:
+            return system, system.sum_saturating_targets(*given)
+
         for problem, batches in uses:
             for xs, ys, shortcut in batches():
                 added = [None] * groups if shortcut is None else np.split(shortcut, groups)
@@ -355,9 +368,19 @@ class LayerProblem:
                     self.systems, np.split(xs, groups), np.split(ys, groups), added, strict=True
                 )
                 for system, x, y, extra in parts:
-                    system.add_saturating_targets(x, y, extra, problem.fit)
-        for system in self.systems:
-            system.solve()
+                    yield partial(sum_targets, system, x, y, extra, problem.fit)
+
+    def _list_blocks(
+        self, passes: Sequence[Callable[[], Iterable[Sample]]]
+    ) -> Iterator[tuple[NormalEquations, Block]]:
+        """Yield blocks of columns and targets with the equations that they belong to."""
+        groups = self.shape[0]
+        for batches in passes:
+            for xs, ys, _ in batches():
+                parts = zip(self.systems, np.split(xs, groups), np.split(ys, groups), strict=True)
+                for system, x, y in parts:
+                    if block := system.moments.buffer(x, y):
+                        yield system, block
 
     def set_bias(self, model: EditableModel, shift: np.ndarray) -> None:
         """Write the constant part of the target into the bias.
@@ -372,6 +395,16 @@ class LayerProblem:
             own = model.weights[self.node.input[2]].array().astype(np.float64) if has_bias else 0.0
             shift = shift + self.fit.scale * (mean - own)
         set_values(model, self.fit.bias, shift)
+
+
+# a use of a weight, with its samples
+_Use = tuple[LayerProblem, Callable[[], Iterable[Sample]]]
+
+
+def _sum_block(item: tuple[NormalEquations, Block]) -> tuple[NormalEquations, Moments]:
+    """Return the equations with the sums of a block."""
+    system, block = item
+    return system, sum_products(*block)
 
 
 def _has_comparable_shortcut(fit: Fit, pruned: SegmentedRun, original: SegmentedRun) -> bool:

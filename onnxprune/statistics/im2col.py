@@ -257,6 +257,9 @@ def tap_order(window: Geometry) -> np.ndarray:
     return order[::-1] if window.transposed else order
 
 
+Block = tuple[np.ndarray, "np.ndarray | None"]  # columns (K, P), outputs (O, P)
+
+
 @dataclass
 class Moments:
     """Sums over positions of inputs x (K,) and outputs y (O,), all float64.
@@ -283,7 +286,7 @@ class Moments:
     yx: np.ndarray | None = None
     y: np.ndarray | None = None
     count: int = 0
-    _pending: list[tuple[np.ndarray, np.ndarray | None]] = field(default_factory=list, repr=False)
+    _pending: list[Block] = field(default_factory=list, repr=False)
 
     @staticmethod
     def zeros(inputs: int, outs: int = 0) -> Moments:
@@ -296,24 +299,33 @@ class Moments:
 
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
         """Add columns x (K, P) and outputs y (O, P)."""
+        if block := self.buffer(x, y):
+            self.include(sum_products(*block))
+
+    def buffer(self, x: np.ndarray, y: np.ndarray | None = None) -> Block | None:
+        """Buffer columns and outputs; return all of them once there are K, to be summed."""
         self._pending.append((x, y))
-        if sum(part.shape[1] for part, _ in self._pending) >= len(self.x):
-            self.flush()
+        return self._take() if sum(p.shape[1] for p, _ in self._pending) >= len(self.x) else None
+
+    def _take(self) -> Block:
+        """Return the buffered columns and outputs, and buffer no more."""
+        x, y = _concatenate(self._pending)
+        self._pending.clear()
+        return x, y
 
     def flush(self) -> None:
         """Add the buffered columns."""
         if self._pending:
-            self._add(*_concatenate(self._pending))
-            self._pending.clear()
+            self.include(sum_products(*self._take()))
 
-    def _add(self, x: np.ndarray, y: np.ndarray | None) -> None:
-        # float32 products: numpy recognizes x @ x.T and calls the symmetric BLAS routine
-        self.xx += x @ x.T
-        self.x += x.sum(1, dtype=np.float64)
-        if y is not None and self.yx is not None and self.y is not None:
-            self.yx += y @ x.T
-            self.y += y.sum(1, dtype=np.float64)
-        self.count += x.shape[1]
+    def include(self, sums: Moments) -> None:
+        """Add the sums of a block of columns."""
+        self.xx += sums.xx
+        self.x += sums.x
+        if self.yx is not None and self.y is not None and sums.yx is not None:
+            self.yx += sums.yx
+            self.y += sums.y
+        self.count += sums.count
 
     def centered(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Return count times the covariance of x, and of y with x (None without outputs)."""
@@ -321,3 +333,15 @@ class Moments:
         mean = self.x / max(self.count, 1)
         yx = None if self.yx is None or self.y is None else self.yx - np.outer(self.y, mean)
         return self.xx - np.outer(self.x, mean), yx
+
+
+def sum_products(x: np.ndarray, y: np.ndarray | None) -> Moments:
+    """Return the sums of one block of columns (K, P) and outputs (O, P).
+
+    The products of a block are float32.
+    """
+    # numpy recognizes x @ x.T and calls the symmetric BLAS routine
+    sums = Moments(x @ x.T, x.sum(1, dtype=np.float64), count=x.shape[1])
+    if y is not None:
+        sums.yx, sums.y = y @ x.T, y.sum(1, dtype=np.float64)
+    return sums
