@@ -193,13 +193,13 @@ def _open_samples(
 ) -> Data | LabeledData:
     """Open labeled samples or plain inputs; `samples` None = all of a file or folder."""
     from onnxprune.data.sources import has_end
-    from onnxprune.run.adapter import open_inputs, open_labeled_inputs
+    from onnxprune.run.adapter import SAMPLES, open_inputs, open_labeled_inputs
 
     if labeled:
         return open_labeled_inputs(model, recipe, location, samples)
     if samples is None:
         # generated inputs (loaders, synthetic ones) have no end: take the recipe's number
-        samples = ALL_SAMPLES if has_end(location) else recipe.samples
+        samples = ALL_SAMPLES if has_end(location) else recipe.samples or SAMPLES
     return open_inputs(model, recipe, samples, location)
 
 

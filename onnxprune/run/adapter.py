@@ -30,6 +30,7 @@ from onnxprune.run.quantize_options import INT8
 from onnxprune.run.recipe import Recipe
 from onnxprune.types import Plan
 
+SAMPLES = 256  # inputs, if neither the recipe nor the size of the model says how many
 HELD_OUT_PART = 4  # one held-out input per so many calibration inputs
 HELD_OUT_MOST = 64
 DEFAULT_ENGINE = "onnxruntime"  # whose multiple --round-to auto takes if no engine is measured
@@ -106,10 +107,11 @@ def open_data_for(model: Model, recipe: Recipe) -> Data:
     `selects_unlabeled`.
     """
     # random inputs say nothing about quality, so none are held out
-    held_out = min(HELD_OUT_MOST, recipe.samples // HELD_OUT_PART) if recipe.data else 0
+    samples = recipe.samples or SAMPLES
+    held_out = min(HELD_OUT_MOST, samples // HELD_OUT_PART) if recipe.data else 0
     # one draw for all parts, which `split_inputs` divides: so no input is in two of them
     parts = 2 if selects_unlabeled(recipe) else 1
-    return open_inputs(model, recipe, recipe.samples + parts * held_out)
+    return open_inputs(model, recipe, samples + parts * held_out)
 
 
 def open_inputs(
@@ -130,7 +132,7 @@ def open_inputs(
     return open_data(
         path if path is not None else recipe.data,
         input_types(model),
-        samples=recipe.samples if samples is None else samples,
+        samples=samples or recipe.samples or SAMPLES,
         seed=recipe.seed,
         preprocess=preprocess_of(recipe),
         shapes=recipe.shape or None,

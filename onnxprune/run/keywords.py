@@ -54,7 +54,7 @@ class RecipeKeywords(TypedDict, total=False):
     untie: bool
     strict: bool
     data: Path | Sequence[Path] | Samples | None
-    samples: int
+    samples: int | None
     flip: bool
     batch_size: int
     shape: Mapping[str, Sequence[int] | str] | Names

@@ -195,7 +195,14 @@ class Recipe(VariantOptions):
         "several are joined. Default: synthetic inputs.",
         repeatable=True,
     )
-    samples: int = option_field(256, parsers.integer(1), "data", "N", "Most calibration inputs.")
+    samples: int | None = option_field(
+        None,
+        parsers.optional(parsers.integer(1)),
+        "data",
+        "N",
+        "Most calibration inputs. Default: 2,048, of models above 100 million MACs fewer, at least "
+        "256.",
+    )
     flip: bool = option_field(
         False,
         parsers.flag,

@@ -11,7 +11,7 @@ from onnxprune.allocators.budgets import explain_mixing
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.errors import TargetError, plural, printable
-from onnxprune.run.adapter import constraints_for
+from onnxprune.run.adapter import SAMPLES, constraints_for
 from onnxprune.run.candidates import CANDIDATES, THOROUGH
 from onnxprune.run.recipe import Recipe
 from onnxprune.search import ONE_SHOT
@@ -24,6 +24,9 @@ WITH_DATA = {"criterion": "reconstruction", "allocate": "divergence", "repair": 
 WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
 # with data, if most weights cannot be refitted (quantized, recurrent or computed)
 WITHOUT_REFIT = {"criterion": "activation*weight", "allocate": "knapsack", "repair": "bias"}
+# Calibration inputs: more never fit worse, but take longer. A pass over them takes at most so many
+# multiply-accumulates, unless SAMPLES take more.
+MOST_SAMPLES, SAMPLES_MACS = 2048, 2e11
 LEAST_REFITTABLE = 0.5  # share of the channels; with fewer, least squares skips most of the model
 
 
@@ -52,6 +55,9 @@ def resolve(
     if recipe.method != ONE_SHOT:
         # a search has a criterion of its own
         values.pop("criterion", None)
+    if recipe.samples is None and recipe.data:
+        macs = max(analysis.cost().macs, 1)
+        values["samples"] = max(min(int(SAMPLES_MACS / macs), MOST_SAMPLES), SAMPLES)
     if recipe.candidate == ("auto",):
         # candidates are alternatives to the default; a method that the user names is not questioned
         by_default = all(values.get(name) == WITH_DATA[name] for name in ("criterion", "allocate"))

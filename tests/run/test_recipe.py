@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from graph_text import net
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import UsageError
+from onnxprune.ir.io import load
 from onnxprune.run.recipe import OPTIONS, Recipe
 from onnxprune.run.recipe_file import read, to_toml
+from onnxprune.run.resolve import resolve
 from onnxprune.run.target import Target
 
 
@@ -231,3 +235,21 @@ def test_layer_selection_notation_is_parsed() -> None:
     for wrong in ("[(2, 5)]", "[2]", "[(a, 1)]", "[("):
         with pytest.raises(UsageError):
             Recipe(ratio=wrong)
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"), [(8, 2048), (100, 555), (1000, 256)], ids=["small", "medium", "large"]
+)
+def test_a_run_takes_as_many_inputs_as_its_time_allows(side: int, expected: int) -> None:
+    """Without --samples; 36,000 multiply-accumulates per pixel."""
+    text = (
+        f"float[N,3,{side},{side}] x | float[600,3,1,1] w, float[57,600,1,1] v | "
+        "h = Conv(x, w); r = Relu(h); y = Conv(r, v)"
+    )
+    analysis = analyze(load(net(text)))
+    assert analysis.cost().macs == 36_000 * side**2
+    recipe = Recipe.of({"data": "images"})
+    assert resolve(recipe, analysis)[0].samples == expected
+    assert resolve(recipe.but({"samples": 7}), analysis)[0].samples == 7
+    # random inputs say nothing, however many they are
+    assert resolve(Recipe(), analysis)[0].samples is None
