@@ -246,10 +246,40 @@ def ascending(order: np.ndarray, cost: np.ndarray) -> np.ndarray:
     order, cost
         As returned by `eliminate`.
     """
-    from scipy.optimize import isotonic_regression
-
     # a removal may cost less than one before it, but scores ascend along the order
-    smooth = isotonic_regression(cost).x
+    smooth = isotonic(cost)
     scores = np.empty(len(order))
     scores[order] = smooth + _TIE * np.arange(len(order)) * max(float(smooth[-1]), 1e-12)
     return scores
+
+
+def isotonic(values: np.ndarray) -> np.ndarray:
+    """Return the ascending values with the least squared distance.
+
+    Adjacent violators are pooled as by scipy.optimize.isotonic_regression (Busing 2022, JSS 102),
+    with equal rounding; the import of that module takes longer than all other work here.
+    """
+    given = values.tolist()
+    # mean and count per block of equal results
+    means: list[float] = []
+    counts: list[float] = []
+    i, last = 0, len(given) - 1
+    while i <= last:
+        mean, count = given[i], 1.0
+        if means and means[-1] >= mean:
+            total = counts[-1] * means[-1] + count * mean
+            count += counts.pop()
+            means.pop()
+            mean = total / count
+            # first what follows, as long as it is lower, then the blocks before
+            while i < last and mean >= given[i + 1]:
+                i += 1
+                total, count = total + given[i], count + 1.0
+                mean = total / count
+            while means and means[-1] >= mean:
+                total, count = total + counts[-1] * means.pop(), count + counts.pop()
+                mean = total / count
+        means.append(mean)
+        counts.append(count)
+        i += 1
+    return np.repeat(means, np.asarray(counts, np.int64))
