@@ -55,7 +55,15 @@ class Command(click.Command):
         """Parse the words of a command line; --data takes all paths of data that follow it."""
         if "--data" in args and any("--data" in p.opts for p in self.params):
             args = _repeat_data(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as problem:
+            if "unexpected extra argument" not in problem.message:
+                raise
+            has_data = any("--data" in p.opts for p in self.params)
+            hint = "data are passed by --data PATH, " if has_data else ""
+            text = f"{problem.message}; {hint}a path with spaces is quoted"
+            raise click.UsageError(text, problem.ctx) from problem
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the description and the examples."""

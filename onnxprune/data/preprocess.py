@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune.data.image_fit import PADDING, plan_fit
 from onnxprune.data.presets import LETTERBOX
-from onnxprune.errors import DataError, MissingExtraError, UsageError, unknown
+from onnxprune.errors import DataError, MissingExtraError, UsageError, plural, unknown
 from onnxprune.ir.example_sizes import image_channel_axis
 
 LAYOUTS = ("auto", "nchw", "nhwc")
@@ -131,7 +131,8 @@ class Preprocess:
             if count not in (1, channels):
                 raise UsageError(
                     "preprocess-number",
-                    f"preprocess: {key} has {count} numbers, the image has {channels} channels",
+                    f"preprocess: {key} has {plural(count, 'number')}, the image has "
+                    f"{plural(channels, 'channel')}",
                 )
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         x = (x * np.float32(self.scale) - mean) / std

@@ -408,4 +408,7 @@ class Report(ReportSummary, ReportRecord):
                 "report-unreadable", f"cannot read report {path}: {problem.strerror}"
             ) from problem
         except (ValueError, RecursionError) as problem:
-            raise UsageError("report-invalid", f"{path} is not a report: {problem}") from problem
+            text = f"{path} is not a report: {problem}"
+            if path.suffix == ".onnx":
+                text = f"{path} is a model, not a report; write {path.with_suffix('.run')}"
+            raise UsageError("report-invalid", text) from problem

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from onnxprune.data import DATA_SOURCES
@@ -43,8 +44,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             )
         values = tomllib.loads(text)
     except OSError as problem:
+        inside = Path(path) / "recipe.toml"
+        hint = f"; write {inside}" if inside.is_file() else ""
         raise UsageError(
-            "recipe-unreadable", f"cannot read recipe {path}: {problem.strerror}"
+            "recipe-unreadable", f"cannot read recipe {path}: {problem.strerror}{hint}"
         ) from problem
     # ValueError also for bytes that are not UTF-8; RecursionError for values nested too deep
     except (ValueError, RecursionError) as problem:

@@ -129,9 +129,9 @@ def _models() -> Iterator[Mistake]:
     for path, meant, says in rows:
         yield Mistake(f"optimize {path}", meant, says, 1)
     yield Mistake("optimize --data rgb.npz", "the model is missing", "argument MODEL is missing")
-    yield Mistake("optimize digits.onnx rgb.onnx", "two models", "unexpected extra argument")
+    yield Mistake("optimize digits.onnx rgb.npz", "inputs", "data are passed by --data PATH")
     yield Mistake("inspect", "the model is missing", "Missing argument 'MODEL'")
-    yield Mistake("inspect digits.onnx rgb.onnx", "two models", "unexpected extra argument")
+    yield Mistake("inspect digits.onnx rgb.onnx", "two models", "a path with spaces is quoted")
     yield Mistake("inspect digits.onnx --why Conv_9999", "a tensor", "unknown tensor")
     yield Mistake("inspect digits.onnx --why conv", "a part of a name", "did you mean")
 
@@ -344,6 +344,7 @@ def _commands() -> Iterator[Mistake]:
         ("cut digits.onnx bad.json", "a plan", "bad.json is not a plan", 2),
         ("bench digits.onnx --engine nothing", "an engine", "unknown engine", 2),
         ("report nowhere", "a report", "cannot read report", 2),
+        ("report digits.onnx", "the report of a model", "write digits.run", 2),
         ("tune digits.onnx", "data are missing", "pass --data PATH", 2),
         ("handoff digits.onnx digits.onnx --to raspberry", "a target", "raspberry", 2),
     )
