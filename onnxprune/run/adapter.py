@@ -143,7 +143,9 @@ def open_inputs(
 
 def selects_unlabeled(recipe: Recipe) -> bool:
     """Return whether models are compared on unlabeled inputs that fit nothing."""
-    return recipe.max_divergence is not None or bool(recipe.candidate and not recipe.metric)
+    # commands that do not resolve "auto" draw the same inputs as a run without candidates
+    named = recipe.candidate not in ((), ("auto",))
+    return recipe.max_divergence is not None or (named and not recipe.metric)
 
 
 def check_synthetic(model: Model, data: Data) -> None:
