@@ -10,6 +10,7 @@ from onnxprune.errors import TargetError, plural
 from onnxprune.ir.quantize import is_quantized
 from onnxprune.metrics.base import plain
 from onnxprune.report.data import BisectionStep, BisectionSummary, TargetRow
+from onnxprune.run.adapter import channel_multiple, follows_engine
 from onnxprune.run.evaluation import compare_outputs
 from onnxprune.run.quantization import exclude_within, quantize_candidate
 from onnxprune.run.quantize_options import INT8
@@ -19,6 +20,7 @@ from onnxprune.run.variants import Variants, dependencies, or_infinite, plan_key
 
 CLOSE = 0.98  # share of the tolerance at which the search ends
 INT8_SHARE = 0.7  # of the tolerance that int8 alone may take; errors add in quadrature
+UNREACHABLE = "target-unreachable"  # code of the error of a search without result
 PARTS = 100  # positions from the original (0) to the targets, or to nothing (PARTS)
 
 Row = dict[str, Any]  # what was measured at one position, as JSON
@@ -30,19 +32,45 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
     The smallest model is bisected for, between the original and the recipe's targets (nothing, if
     it has none), to one position or to CLOSE. The logarithm of the divergence is interpolated,
     which takes few steps. If the recipe quantizes, candidates are quantized before they are
-    compared, and nodes that are too sensitive for int8 are excluded first.
+    compared, and nodes that are too sensitive for int8 are excluded first. If no cut to the default
+    multiple keeps the tolerance, all widths are allowed.
 
     Raises
     ------
     TargetError
         No channel can be removed.
     """
+    recipe = _exclude_sensitive(variants, recipe, recipe.max_divergence or 0.0)
+    rows: list[Row] = []
+    try:
+        return _bisect(variants, recipe, rows)
+    except TargetError as problem:
+        # nobody asked for the default multiple, which may be a large share of narrow groups
+        if problem.code != UNREACHABLE or recipe.round_to is not None or follows_engine(recipe):
+            raise
+        variants.stages.note(
+            f"no cut to widths that are multiples of {channel_multiple(recipe)} keeps "
+            f"max_divergence {recipe.max_divergence:g}: searching among all widths"
+        )
+    return _bisect(variants, recipe.but({"round_to": 1}), rows)
+
+
+def _bisect(
+    variants: Variants, recipe: Recipe, measured: list[Row]
+) -> tuple[Recipe, BisectionSummary]:
+    """Return the recipe with the targets that keep its `max_divergence`, and the search.
+
+    Parameters
+    ----------
+    measured
+        Rows of an earlier search, which are numbered first; those of this one are appended.
+    """
     allowed = recipe.max_divergence or 0.0
-    recipe = _exclude_sensitive(variants, recipe, allowed)
     rows: dict[int, Row] = {}
 
     def passes(position: int) -> bool:
-        rows[position] = _measure(variants, recipe, position, list(rows.values()))
+        rows[position] = _measure(variants, recipe, position, measured)
+        measured.append(rows[position])
         return _read_divergence(rows[position]) <= allowed
 
     low, high = 0, PARTS
@@ -59,7 +87,7 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
         moves.append(passes(position))
         low, high = (position, high) if moves[-1] else (low, position)
     if (not low and not passes(0)) or not rows[low]["cut"]:
-        raise _explain_unreachable(list(rows.values()), allowed)
+        raise _explain_unreachable(list(rows.values()), recipe)
     steps = [
         BisectionStep(row["target"], row["macs"], row["divergence"])
         for row in rows.values()
@@ -171,7 +199,7 @@ def _interpolate(rows: Mapping[int, Row], low: int, high: int, allowed: float) -
     return min(max(low + round(share * (high - low)), low + 1), high - 1)
 
 
-def _explain_unreachable(rows: list[Row], allowed: float) -> TargetError:
+def _explain_unreachable(rows: list[Row], recipe: Recipe) -> TargetError:
     """Return the error of a tolerance that no model keeps."""
     cuts = [row for row in rows if row["cut"]]
     reason = "no channel can be removed"
@@ -182,8 +210,9 @@ def _explain_unreachable(rows: list[Row], allowed: float) -> TargetError:
             f"{_read_divergence(least):.3g}"
         )
     return TargetError(
-        "target-unreachable",
-        f"max_divergence {allowed:g} cannot be met: {reason}; raise it, or lower --round-to",
+        UNREACHABLE,
+        f"max_divergence {recipe.max_divergence:g} cannot be met: {reason}; "
+        + ("raise it, or lower --round-to" if channel_multiple(recipe) > 1 else "raise it"),
     )
 
 

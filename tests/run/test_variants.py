@@ -224,6 +224,22 @@ def test_of_target_and_tolerance_the_weaker_pruning_holds() -> None:
         small(max_divergence=1e-6)
 
 
+def test_a_tolerance_below_the_default_multiple_takes_any_width() -> None:
+    """Nobody asked for multiples of 8; whoever does gets the error."""
+    options = {**FAST, "max_divergence": 0.12, "target": ()}
+    del options["round_to"]
+    events: list[Event] = []
+    result = optimize(MODEL, on_event=events.append, **options)
+    assert result.report.bisection.reached <= 0.12
+    assert any(len(kept) % 8 for kept in result.plan.kept.values()), "a width that is no multiple"
+    notes = [e.detail for e in events if e.state == "note"]
+    assert any("multiples of 8" in note and "all widths" in note for note in notes)
+    with pytest.raises(TargetError, match="or lower --round-to"):
+        optimize(MODEL, round_to=8, **options)
+    with pytest.raises(TargetError, match="; raise it$"):
+        optimize(MODEL, **{**options, "max_divergence": 0.01})
+
+
 def test_divergence_of_outputs_and_of_boxes() -> None:
     assert (
         Fidelity(
