@@ -71,12 +71,14 @@ def describe_role(analysis: Analysis, group: Group, roles: Mapping[str, str]) ->
 
 
 def group_shares(analysis: Analysis) -> dict[str, float]:
-    """Return group -> share of the MACs in nodes along its channels.
+    """Return group -> share of the MACs in nodes along its channels, all of which go with them.
 
-    Nodes between two groups count for both.
+    Nodes between two groups count for both, and a node with a group on both of its axes, such as
+    the recurrence of a GRU, counts once.
     """
     total = max(analysis.cost().macs, 1)
-    return {name: float(each.sum()) / total for name, each in analysis.savings("macs").items()}
+    left = {g.name: analysis.cost({g.name: ()}).macs for g in analysis.groups}
+    return {name: 1 - macs / total for name, macs in left.items()}
 
 
 def frozen_shares(analysis: Analysis) -> dict[tuple[str, str], float]:

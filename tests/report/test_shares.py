@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from graph_text import net
 
 from onnxprune import demo
 from onnxprune.analysis.groups import Analysis
@@ -50,12 +51,28 @@ def test_tree_adds_up(analysis: Analysis) -> None:
     assert sum(b.macs for b in root.branches.values()) == root.macs
 
 
-def test_share_of_a_group_is_what_its_removal_saves_to_first_order(analysis: Analysis) -> None:
+def test_share_of_a_group_is_what_its_removal_saves_per_channel(analysis: Analysis) -> None:
     total = analysis.cost().macs
     for name, share in group_shares(analysis).items():
         size = analysis.group(name).size
         less = total - analysis.cost({name: range(1, size)}).macs
         assert less / total == pytest.approx(share / size, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "recurrence",
+    [
+        "a, h = GRU<hidden_size=5>(x, w, r); b = Squeeze(a, i); y = MatMul(b, w5)",
+        "a = MatMul(x, w2); b = Relu(a); c = MatMul(b, w3); d = Add(a, c); y = MatMul(d, w4)",
+    ],
+)
+def test_layer_with_a_group_on_both_axes_counts_once(recurrence: str) -> None:
+    weights = (
+        "float[1,15,4] w, float[1,15,5] r, float[4,9] w2, float[9,9] w3, float[9,2] w4, "
+        "float[5,2] w5, int64[1] i = {1}"
+    )
+    shares = group_shares(analyze(load(net(f"float[7,1,4] x | {weights} | {recurrence}"))))
+    assert list(shares.values()) == [1]
 
 
 def test_page_and_inspect_show_the_same_shares(analysis: Analysis) -> None:
