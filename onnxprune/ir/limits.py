@@ -34,8 +34,8 @@ MODEST_BYTES, LARGEST_EXPANSION = 1 << 28, 1000
 MOST_ENDS = 4096  # inputs and outputs of the graph
 # positions that are followed one by one; nodes that rearrange longer axes keep their channels
 LONGEST_AXIS = 1 << 22
-# nodes after inlining: the larger of a constant and a multiple of the nodes in the file
-MOST_UNFOLDED, UNFOLDED_FACTOR = 20_000, 20
+MOST_NODES = 20_000  # with those of bodies and unfolded functions; a run takes 0.5 ms for each
+NODES = "ONNXPRUNE_MAX_NODES"  # environment variable that replaces it
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -103,6 +103,51 @@ def check_ends(graph: GraphProto) -> None:
             f"the graph has {inputs} inputs and {len(graph.output)} outputs; "
             f"the limit is {MOST_ENDS} in all",
         )
+
+
+def check_nodes(proto: ModelProto) -> None:
+    """Check the number of nodes, that of bodies and of unfolded local functions included.
+
+    The time of a run grows with it, while a node takes few bytes of the file. The environment
+    variable ONNXPRUNE_MAX_NODES overrides MOST_NODES.
+
+    Raises
+    ------
+    ModelError
+        There are more, or functions call themselves.
+    """
+    limit = _read_most_nodes()
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}  # nodes that one call unfolds to
+
+    def count_unfolded(nodes: Iterable[NodeProto]) -> int:
+        total = 0
+        for node in nodes:
+            total += 1 + sizes.get((node.domain, node.op_type), 0)
+            if total > limit:
+                raise ModelError(
+                    "model-too-large",
+                    f"the graph has more than {limit} nodes, those of bodies and functions "
+                    f"included; set {NODES} higher if you trust the file",
+                )
+        return total
+
+    while functions:
+        # functions whose callees are all measured; calls in a circle never become ready
+        ready = [key for key, f in functions.items() if _called(f).isdisjoint(functions)]
+        if not ready:
+            raise ModelError("model-invalid", f"local function {min(functions)[1]!r} calls itself")
+        for key in ready:
+            sizes[key] = count_unfolded(_walk_nodes(functions.pop(key).node))
+    count_unfolded(_walk_nodes(proto.graph.node))
+
+
+def _read_most_nodes() -> int:
+    """Return the largest number of nodes."""
+    # an invalid setting must not make every run fail
+    with contextlib.suppress(ValueError):
+        return int(os.environ.get(NODES, MOST_NODES))
+    return MOST_NODES
 
 
 def check_expansion(model: ModelView, shapes: Shapes, held: int) -> None:
@@ -173,40 +218,6 @@ def _count_bytes(name: str, shapes: Shapes) -> int:
     if dims is None:
         return 0
     return prod(d for d in dims if isinstance(d, int)) * bits(shapes.dtype(name)) // 8
-
-
-def check_functions(proto: ModelProto) -> None:
-    """Check the graph that inlining of local functions would give.
-
-    Raises
-    ------
-    ModelError
-        Functions call themselves, or unfold to a graph out of proportion to the file.
-    """
-    functions = {(f.domain, f.name): f for f in proto.functions}
-    sizes: dict[tuple[str, str], int] = {}  # nodes that one call unfolds to
-    nodes = len(proto.graph.node) + sum(len(f.node) for f in proto.functions)
-    limit = max(MOST_UNFOLDED, UNFOLDED_FACTOR * nodes)
-
-    def unfolded_size(nodes: Iterable[NodeProto]) -> int:
-        total = 0
-        for node in nodes:
-            total += 1 + sizes.get((node.domain, node.op_type), 0)
-            if total > limit:
-                raise ModelError(
-                    "model-too-large", f"local functions unfold to more than {limit} nodes"
-                )
-        return total
-
-    pending = dict(functions)
-    while pending:
-        # functions whose callees are all measured; calls in a circle never become ready
-        ready = [key for key, f in pending.items() if _called(f).isdisjoint(pending)]
-        if not ready:
-            raise ModelError("model-invalid", f"local function {min(pending)[1]!r} calls itself")
-        for key in ready:
-            sizes[key] = unfolded_size(_walk_nodes(pending.pop(key).node))
-    unfolded_size(_walk_nodes(proto.graph.node))
 
 
 def _called(function: FunctionProto) -> set[tuple[str, str]]:

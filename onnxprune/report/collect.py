@@ -13,7 +13,6 @@ from onnx import GraphProto, NodeProto
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.sizes import sized_shapes
 from onnxprune.errors import UsageError
-from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import captured, label, nested
 from onnxprune.ir.shapes import Shapes
@@ -165,7 +164,7 @@ def layer_rows(
         # the pruned model at the same inputs, so that only its widths differ
         sizes = analysis.counted_at
         moved_before = traffic(analysis.original.model, analysis.original.counted_at.shapes)
-        moved_after = traffic(pruned, sized_shapes(pruned, sizes.inputs, infer(pruned)))
+        moved_after = traffic(pruned, sized_shapes(pruned, sizes.inputs))
     times: dict[str, list[float | None]] = {}
     for timed in bench.get("layers", ()):
         for node in timed["nodes"]:

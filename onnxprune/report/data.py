@@ -267,6 +267,10 @@ class Provenance(ReportRecord):
             raise KeyError(key)
         return value
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return dict(self)
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of versions and hashes."""
         yield from self.versions

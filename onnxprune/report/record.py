@@ -48,7 +48,7 @@ class ReportRecord(Mapping[str, Any]):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, in the order of the fields."""
-        return {name: to_json(self[name]) for name in self}
+        return {name: to_json(getattr(self, name)) for name in self}
 
     @classmethod
     def from_json(cls: type[R], data: Mapping[str, Any]) -> R:

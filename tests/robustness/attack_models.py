@@ -170,11 +170,20 @@ def outputs(folder: Path) -> list[str]:
     return _ends(folder, 1, 100_000)
 
 
-@attack("a chain of 10,000 nodes")
-def chain(folder: Path) -> list[str]:
-    names = ["logits", *[f"link{i}" for i in range(10_000)]]
+def _chain(folder: Path, count: int) -> list[str]:
+    names = ["logits", *[f"link{i}" for i in range(count)]]
     nodes = [helper.make_node("Relu", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
     return _write(folder, lambda m: _append(m, *nodes))
+
+
+@attack("a chain of 15,000 nodes")
+def chain(folder: Path) -> list[str]:
+    return _chain(folder, 15_000)
+
+
+@attack("a chain of 500,000 nodes")
+def long_chain(folder: Path) -> list[str]:
+    return _chain(folder, 500_000)
 
 
 @attack("100,000 initializers that nothing reads")

@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxprune.analysis.walk import analyze
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
 from onnxprune.ir.io import load
-from onnxprune.ir.limits import MOST_UNFOLDED
+from onnxprune.ir.limits import MOST_NODES
 from onnxprune.ir.passes.validate import LONGEST_NAME
 from onnxprune.ir.runtime import Session
 from onnxprune.repair.normal_equations import NormalEquations
@@ -111,8 +111,33 @@ def test_recursive_functions_are_rejected(calls: list[list[str]]) -> None:
 
 def test_functions_unfold_up_to_a_limit() -> None:
     assert analyze(load(with_function(["Relu"], ["f0", "f0"]))).groups
-    with pytest.raises(ModelError, match=f"more than {MOST_UNFOLDED} nodes"):
+    with pytest.raises(ModelError, match=f"more than {MOST_NODES} nodes"):
         analyze(load(with_function(["Relu"], *[[f"f{i}"] * 2 for i in range(40)])))
+
+
+@pytest.mark.parametrize("place", ["graph", "body", "function"])
+def test_nodes_are_limited_in_sum(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 50
+    steps = "; ".join(f"b{i + 1} = Relu(b{i})" for i in range(count))
+    if place == "graph":
+        model = chain(f"b0 = Relu(a); {steps}; b = Relu(b{count})")
+    elif place == "body":
+        branch = "{0}_branch = g{0} () => (float[n, w] {0}) {{ b0 = Relu(a); {1}; {0} = Relu(b9) }}"
+        both = ", ".join(branch.format(name, steps) for name in ("then", "else"))
+        model = chain(
+            f"s = ReduceMax<keepdims=0>(a); c = Cast<to=9>(s); d = If (c) <{both}>; b = Relu(a)"
+        )
+    else:
+        model = with_function(["Relu"] * count, ["f0"])
+    monkeypatch.setenv("ONNXPRUNE_MAX_NODES", str(count))
+    with pytest.raises(ModelError, match=f"more than {count} nodes.*ONNXPRUNE_MAX_NODES") as caught:
+        analyze(load(model))
+    assert caught.value.code == "model-too-large"
+    monkeypatch.setenv("ONNXPRUNE_MAX_NODES", str(3 * count))
+    assert analyze(load(model)).groups
+    # a setting that is no number counts as none
+    monkeypatch.setenv("ONNXPRUNE_MAX_NODES", "many")
+    assert analyze(load(model)).groups
 
 
 @pytest.mark.parametrize("sizes", [[2**40], [2**62, 2**62], [1, 2**63 - 1, 4], [2**31, 8]])

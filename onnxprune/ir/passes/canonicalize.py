@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.inference import infer, reject_contradictions
-from onnxprune.ir.limits import check_ends, check_expansion, check_sizes
+from onnxprune.ir.limits import check_ends, check_expansion, check_nodes, check_sizes
 from onnxprune.ir.model import EditableModel, Model, ModelView
 from onnxprune.ir.nodes import STANDARD_DOMAINS
 from onnxprune.ir.passes.channel_shuffle import replace_shuffles
@@ -64,6 +64,8 @@ def canonicalize_with_shapes(model: ModelView) -> tuple[Model, Shapes | None]:
             f"opset {model.opset} is older than {OLDEST_OPSET}; "
             "convert the model with onnx.version_converter",
         )
+    # before functions are inlined: a few calls of calls unfold to any size
+    check_nodes(model.proto)
     copy = inline_functions(model.edit())
     # passes and cuts insert nodes of the standard set, which the model then has to import
     if all(o.domain not in STANDARD_DOMAINS for o in copy.proto.opset_import):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from onnx import ModelProto
 
 from onnxprune.errors import ModelError
-from onnxprune.ir.limits import check_functions
 from onnxprune.ir.model import EditableModel
 
 
@@ -13,8 +12,6 @@ def inline_functions(model: EditableModel) -> EditableModel:
     """Return the model with calls of local functions replaced by their nodes."""
     if not model.proto.functions:
         return model
-    # before the inliner, which would expand a few calls of calls to any size
-    check_functions(model.proto)
     try:
         from onnx import inliner
 
