@@ -245,7 +245,7 @@ def _shape_as_value(node: NodeProto, known: Shapes) -> np.ndarray | None:
     if shape is None:
         return None
     if node.op_type == "Size":
-        return np.array(np.prod(shape, dtype=np.int64), np.int64) if is_static(shape) else None
+        return None if None in shape else compact(np.array(product(shape), object))
     part = shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))]
     return compact(np.array(part, object))
 

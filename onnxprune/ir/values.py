@@ -102,6 +102,9 @@ def _symbolic(
     def scalar(x: Any, y: Any) -> Any:
         if not all(isinstance(v, int | np.integer | str) for v in (x, y)):
             return None
+        # symbols stand for lengths; a number may be negative, such as the -1 of a target
+        if not isinstance(x, str) and not isinstance(y, str):
+            return np.asarray(numeric(np.asarray(x), np.asarray(y))).item()
         return function(x, y)
 
     def apply(node: NodeProto, *xs: np.ndarray) -> np.ndarray:
@@ -113,8 +116,19 @@ def _symbolic(
 
 
 def _extremum(function: np.ufunc) -> Callable[..., Any]:
-    """Apply Min or Max, which take any number of operands."""
-    return _elementwise(lambda *xs: function.reduce(np.broadcast_arrays(*xs)))
+    """Apply Min or Max, which take any number of operands; of equal symbols, it is that symbol."""
+
+    def scalar(*xs: Any) -> Any:
+        if any(x is None or isinstance(x, str) for x in xs):
+            return xs[0] if len(set(xs)) == 1 else None
+        return np.asarray(function.reduce(xs)).item()
+
+    def apply(node: NodeProto, *xs: np.ndarray) -> np.ndarray:
+        if any(x.dtype == object for x in xs):
+            return compact(np.asarray(np.frompyfunc(scalar, len(xs), 1)(*xs), object))
+        return np.asarray(function.reduce(np.broadcast_arrays(*xs)))
+
+    return apply
 
 
 def _sum(x: Any, y: Any) -> Dim:
@@ -263,15 +277,21 @@ def _transpose(node: NodeProto, x: np.ndarray) -> np.ndarray:
 
 def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
     def apply(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray | None:
-        if x.dtype == object:
-            return None
         reduced = _axes(node, axes) or None  # an empty list stands for all axes, unlike in numpy
         if reduced is None and attribute(node, "noop_with_empty_axes", 0):
             return x
         keepdims = bool(attribute(node, "keepdims", 1))
+        if x.dtype == object:
+            return _multiply_list(x, keepdims) if function is np.prod and x.ndim == 1 else None
         return np.asarray(function(x, axis=reduced, keepdims=keepdims), x.dtype)
 
     return apply
+
+
+def _multiply_list(x: np.ndarray, keepdims: bool) -> np.ndarray:
+    """Return the product of a list of numbers and symbols; unknown if one of them is."""
+    value = None if any(d is None for d in x) else product(x)
+    return np.array([value] if keepdims else value, object)
 
 
 def _mod(node: NodeProto, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -231,6 +231,18 @@ def test_folded_reduction_without_axes(op: str, noop: int, empty: bool) -> None:
     np.testing.assert_array_equal(Session(canonical, optimize=False).run(feeds)["y"], expected)
 
 
+@pytest.mark.parametrize("count", ["k = Size(a)", "s = Shape(a); k = ReduceProd<keepdims=0>(s)"])
+def test_number_of_elements_is_followed(count: str) -> None:
+    text = (
+        "float[n,3,t] x | int64[1] z = {0}, int64[1] six = {6} | a = Relu(x); "
+        f"{count}; k1 = Unsqueeze(k, z); q = Div(k1, six); half = Concat<axis=0>(six, q); "
+        "y = Reshape(a, half) | float[6,m] y"
+    )
+    shapes = infer(canonicalize(load(net(text))))
+    assert shapes.values["k"].item() == "3\u00b7n\u00b7t"
+    assert shapes.shape("y") == (6, "?(3*n*t/6)")
+
+
 @pytest.mark.parametrize("fmod", [0, 1])
 def test_folded_remainder(fmod: int) -> None:
     """The sign is that of the divisor, with fmod that of the dividend."""
