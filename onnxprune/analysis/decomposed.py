@@ -32,6 +32,9 @@ from onnxprune.ir.nodes import STANDARD_DOMAINS
 _Axes = tuple[np.ndarray, ...]
 # Operators that are not elementwise, whose first operand carries a statistic to the output
 _PASSING = frozenset("CastLike Dropout Expand Reshape Squeeze Tile Transpose Unsqueeze".split())
+# tf2onnx writes the mean over the last of three axes as pooling
+_MEANS = ("ReduceMean", "GlobalAveragePool")
+_REDUCING = ("Reduce", "GlobalAveragePool")
 _MULTIPLYING = frozenset(("Mul", "Div"))
 _SOFTMAX = "Softmax"
 _MATRIX = 2  # axes
@@ -74,7 +77,7 @@ def find_decomposed(record: Record, allow_mixing: Collection[str]) -> None:
     reductions: dict[int, _Axes] = {}
     for mask in record.masks:
         node = record.nodes[mask.node]
-        if node.op_type.startswith("Reduce") or _sums_equally(record, node, mask.slot):
+        if node.op_type.startswith(_REDUCING) or _sums_equally(record, node, mask.slot):
             reductions[mask.node] = (*reductions.get(mask.node, ()), mask.ids)
     if not reductions:
         return
@@ -86,7 +89,7 @@ def find_decomposed(record: Record, allow_mixing: Collection[str]) -> None:
     find_root_means(record)
     # after it, because the sums of opened normalizations are not corrected in scale and epsilon
     for index in sorted(flow.opened):
-        if record.nodes[index].op_type != "ReduceMean":
+        if record.nodes[index].op_type not in _MEANS:
             # a constant divides it, by the number of channels before the cut
             record.averages.append(Average(index, reductions[index], of_kept=True))
 

@@ -66,7 +66,7 @@ from onnxprune.analysis.ops.quantized import (
     quantize,
     quantized_lstm,
 )
-from onnxprune.analysis.ops.reductions import arg_reduce, cumsum, reduce
+from onnxprune.analysis.ops.reductions import arg_reduce, cumsum, global_average, reduce
 from onnxprune.analysis.ops.resampling import (
     col2im,
     depth_to_space,
@@ -149,9 +149,8 @@ RULES: dict[str, Row] = {
         reduce(linear=False),
     ),
     # Pooling, resampling, rearrangement
-    **_each(
-        "AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool", Rule(_PASS, freeze="*")
-    ),
+    **_each("AveragePool GlobalMaxPool LpPool GlobalLpPool", Rule(_PASS, freeze="*")),
+    "GlobalAveragePool": global_average,
     "MaxPool": max_pool,
     **_each("Resize Upsample", resize),
     "GridSample": grid_sample,

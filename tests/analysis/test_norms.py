@@ -59,6 +59,8 @@ LAYER_NORMS = {
     "expanded": "m = Mean(a); f = Expand(m, whole); d = Sub(a, f); s = Mul(d, d); v = Mean(s); "
     "e = Add(v, eps); r = Sqrt(e); j = Expand(r, whole); q = Div(d, j); g = Mul(q, v1); "
     "b = Add(g, w2)",
+    "pooled": "m = GlobalAveragePool(a); d = Sub(a, m); s = Mul(d, d); v = GlobalAveragePool(s); "
+    "e = Add(v, eps); r = Sqrt(e); q = Div(d, r); g = Mul(q, v1); b = Add(g, w2)",
     "no_scale": f"{MEAN}; s = Mul(d, d); v = Mean(s); e = Add(v, eps); r = Sqrt(e); b = Div(d, r)",
     "casts": "a2 = Cast<to=1>(a); m = Mean(a2); d = Sub(a2, m); s = Mul(d, d); v = Mean(s); "
     "e = Add(v, eps); r = Sqrt(e); q = Div(d, r); c = Cast<to=1>(q); g = Mul(c, v1); "
@@ -78,6 +80,8 @@ RMS_NORMS = {
     "scale_first": f"{ROOT}; i = Reciprocal(r); k = Mul(i, v1); b = Mul(a, k)",
     "casts": "a2 = Cast<to=1>(a); s = Pow(a2, two); v = Mean(s); e = Add(v, eps); r = Sqrt(e); "
     "q = Div(a2, r); c = Cast<to=1>(q); b = Mul(c, v1)",
+    "pooled": "s = Mul(a, a); v = GlobalAveragePool(s); e = Add(v, eps); r = Sqrt(e); "
+    "i = Reciprocal(r); q = Mul(a, i); b = Mul(q, v1)",
     "no_scale": f"{ROOT}; b = Div(a, r)",
     "products": "s = Mul(a, a); v = MatMul(s, column); e = Add(v, eps); r = Sqrt(e); "
     "q = Div(a, r); b = Mul(q, v1)",

@@ -50,6 +50,13 @@ def _read_reduced_axes(view: View) -> list[int] | None:
     return None if value is None else [int(a) for a in value]
 
 
+def global_average(view: View) -> Rule:
+    """Average over all axes but the first two, which are channels if a mean is written so."""
+    names = axes_letters(view)
+    right = [n if i < 2 else "1" for i, n in enumerate(names)]
+    return Rule(f"{' '.join(names)} -> {' '.join(right)}", means="".join(names[2:]))
+
+
 def arg_reduce(view: View) -> Rule:
     """Return the position of an extreme along `axis`, which is never cut."""
     names = axes_letters(view)
