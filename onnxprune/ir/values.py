@@ -290,7 +290,7 @@ def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _multiply_list(x: np.ndarray, keepdims: bool) -> np.ndarray:
     """Return the product of a list of numbers and symbols; unknown if one of them is."""
-    value = None if any(d is None for d in x) else product(x)
+    value = None if any(d is None for d in x) else product(x.tolist())
     return np.array([value] if keepdims else value, object)
 
 
