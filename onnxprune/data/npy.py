@@ -115,6 +115,7 @@ class PieceReader:
         self.stored, self.piece = stored, pieces.shape
         self._archive: zipfile.ZipFile | None = None
         self._member: IO[bytes] | None = None
+        self._skip = stored.skip
         self._mapped: np.ndarray | None = None
         try:
             if stored.start is None:
@@ -124,6 +125,9 @@ class PieceReader:
                     # samples along an inner axis: a stream holds parts of all of them
                     values = np.frombuffer(self._member.read()[stored.skip :], stored.dtype)
                     self._mapped = pieces.view(values.reshape(stored.shape))
+            elif pieces.contiguous and not stored.fortran:
+                # read and not mapped: for a map, a kernel reads far ahead of each rising position
+                self._member, self._skip = open_regular(stored.path), stored.start
             else:
                 order: Any = "F" if stored.fortran else "C"
                 # a map has at least one axis
@@ -142,7 +146,7 @@ class PieceReader:
         assert self._member is not None  # one of the two is open
         size = math.prod(self.piece) * self.stored.dtype.itemsize
         try:
-            self._member.seek(self.stored.skip + index * size)
+            self._member.seek(self._skip + index * size)
             data = self._member.read(size)
             return np.frombuffer(data, self.stored.dtype).reshape(self.piece)
         except Exception as problem:  # as in stored_arrays

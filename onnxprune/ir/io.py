@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 from onnx import ModelProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
-from onnxprune.files import Staging, open_regular, sha256, staging
+from onnxprune.files import DATA, HASH_DIGITS, Staging, open_regular, sha256, staging
 from onnxprune.ir import foreign, wire
 from onnxprune.ir.external import ExternalFiles, embed_tensors
 from onnxprune.ir.file_kinds import check_place, explain_kind
@@ -39,10 +39,8 @@ from onnxprune.named import describe
 __all__ = ["EditableModel", "Model", "ModelView", "digest", "load", "save", "serialize", "to_bytes"]
 
 INLINE_BYTES = 1024  # initializers up to this size are parsed with the graph
-DATA = ".data"  # suffix of external data
-_NAMED_DIGITS = 16  # of the hash of external data in their name
 # what follows the name of the graph; versions before 0.2 gave no hash, or a shorter one
-_OWN_DATA = re.compile(rf"(\.[0-9a-f]{{8}}|\.[0-9a-f]{{{_NAMED_DIGITS}}})?{re.escape(DATA)}")
+_OWN_DATA = re.compile(rf"(\.[0-9a-f]{{8}}|\.[0-9a-f]{{{HASH_DIGITS}}})?{re.escape(DATA)}")
 EXTERNAL_ALIGN_BYTES = 4096  # page size, so that onnxruntime can map external data
 
 
@@ -173,11 +171,10 @@ def to_bytes(model: ModelView) -> bytes:
 def save(
     model: ModelView,
     path: str | os.PathLike[str],
-    *,
     external_data: bool | None = None,
+    *,
     overwrite: bool = False,
     files: Staging | None = None,
-    stale: Iterable[str] = (),
 ) -> None:
     """Write a model, weight by weight.
 
@@ -193,8 +190,6 @@ def save(
         Replace an existing file, and remove the external data that only it refers to.
     files
         Staging to write with; its commit replaces the files.
-    stale
-        Names of external data of `path` that an interrupted write has left, to be removed as well.
 
     Raises
     ------
@@ -207,10 +202,7 @@ def save(
     if path.exists() and not overwrite:
         raise explain_existing(path)
     # not the data that the model itself was read from, which its file still refers to
-    obsolete = _find_own_data(path) | {
-        path.with_name(name).resolve() for name in stale if is_own_data(path, name)
-    }
-    obsolete -= _find_own_data(model.path)
+    obsolete = _find_own_data(path) - _find_own_data(model.path)
     with staging() if files is None else contextlib.nullcontext(files) as files:
         # before the graph, so that it is in place when the graph refers to it
         if external_data:
@@ -251,11 +243,11 @@ def _externalize(
     with files.file(unnamed) as file:
         copy, places = _write_weights(model, file)
     digest = files.sha256(unnamed)
-    data = path.with_name(f"{path.name}.{digest[:_NAMED_DIGITS]}{DATA}")
+    data = path.with_name(f"{path.name}.{digest[:HASH_DIGITS]}{DATA}")
     # only data that were damaged, or are none, can have the name of other content
     if data.exists() and not overwrite and not (data.is_file() and sha256(data) == digest):
         raise explain_existing(data)
-    files.move(unnamed, data)
+    files.name_data(unnamed, data)
     _refer(places, data.name)
     return copy, data
 
@@ -305,10 +297,10 @@ def _find_own_data(path: Path | None) -> set[Path]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return {path.with_name(name).resolve() for name in names if is_own_data(path, name)}
+    return {path.with_name(name).resolve() for name in names if _is_own_data(path, name)}
 
 
-def is_own_data(path: Path, name: str) -> bool:
+def _is_own_data(path: Path, name: str) -> bool:
     """Return whether `save` gives such a name to the external data of the graph at `path`."""
     return name.startswith(path.name) and bool(_OWN_DATA.fullmatch(name[len(path.name) :]))
 

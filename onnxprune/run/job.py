@@ -14,7 +14,7 @@ from onnxprune.data.dataset import Data
 from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import TargetError, plural
 from onnxprune.files import hash_key, staging
-from onnxprune.ir.io import Model, Source, digest
+from onnxprune.ir.io import Model, Source, digest, save
 from onnxprune.report.collect import (
     frozen_rows,
     graph_rows,
@@ -41,7 +41,7 @@ from onnxprune.run.comparison import build_controls, build_curve
 from onnxprune.run.evaluation import EVALUATION, RESULT, Evaluation, evaluate, verify_cut
 from onnxprune.run.examples import collect_examples
 from onnxprune.run.next_steps import recommend
-from onnxprune.run.outputs import check_same, write_output
+from onnxprune.run.outputs import check_same
 from onnxprune.run.planning import (
     PlanInputs,
     check_targets,
@@ -385,11 +385,11 @@ class RunJob:
 
         The journal names the output before it replaces another one, see `check_same`.
         """
-        run, facts = self.stages.run, dict[str, Any](sha256="")
+        run, facts, apart = self.stages.run, dict[str, Any](sha256=""), self.recipe.external_data
         with staging() as files:
             if self.output:
-                external = self.recipe.external_data
-                facts = write_output(result.model, self.output, external, overwrite, run, files)
+                save(result.model, self.output, apart, overwrite=overwrite, files=files)
+                facts["sha256"] = files.sha256(self.output)
             if run:
                 write_report(result, self.recipe, self.provenance, run, files)
                 facts = {"output": str(self.output), "run": run_key, **facts}

@@ -8,13 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from onnxprune.errors import OutputError, UsageError
-from onnxprune.files import Staging, sha256
+from onnxprune.files import sha256
 from onnxprune.ir.file_kinds import KINDS, check_place
-from onnxprune.ir.io import explain_existing, is_own_data, save
-from onnxprune.ir.model import ModelView
+from onnxprune.ir.io import explain_existing
 from onnxprune.run.rundir import JournalEntry, RunDir
 
 PathLike = str | os.PathLike[str]
@@ -159,44 +157,6 @@ def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) 
     if entry.facts.get("sha256") != sha256(output):
         raise explain_existing(output)
     return True
-
-
-def write_output(
-    model: ModelView,
-    output: Path,
-    external_data: bool | None,
-    overwrite: bool,
-    run: RunDir | None,
-    files: Staging,
-) -> dict[str, Any]:
-    """Save a model; return what the journal keeps of the output that is about to be replaced."""
-    stale = _find_stale_data(run, output) if run else ()
-    save(model, output, external_data=external_data, overwrite=overwrite, files=files, stale=stale)
-    facts: dict[str, Any] = {"sha256": files.sha256(output)}
-    data = sorted(path.name for path in files.targets() if is_own_data(output, path.name))
-    obsolete = sorted(path.name for path in files.obsolete)
-    # so that the next run knows what a kill during the commit leaves
-    if data or obsolete:
-        before = sha256(output) if output.is_file() else ""
-        facts |= {"before": before, "data": data, "obsolete": obsolete}
-    return facts
-
-
-def _find_stale_data(run: RunDir, output: Path) -> list[str]:
-    """Return the names of external data that a killed run has left next to its output.
-
-    Killed between the renames of data and graph, it leaves the new data; after both, the old ones.
-    """
-    entries = [entry for entry in run.entries() if entry.stage == "report"]
-    facts = entries[-1].facts if entries else {}
-    if facts.get("output") != str(output) or not output.is_file():
-        return []
-    digest, names = sha256(output), None
-    if digest == facts.get("sha256"):
-        names = facts.get("obsolete")
-    elif digest == facts.get("before"):
-        names = facts.get("data")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _check_new(output: Path, run_dir: Path | None, recipe_key: str) -> None:

@@ -13,10 +13,9 @@ import pytest
 import stubs
 import test_jetson
 
-from onnxprune import files
 from onnxprune.deploy.handoff import TARGETS, choose, collect, handoff, round_trip
 from onnxprune.errors import DataError, EngineError, OutputError, UsageError
-from onnxprune.files import sha256
+from onnxprune.files import sha256, transaction
 from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
 
@@ -77,7 +76,7 @@ def test_replaced_bundle_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(transaction, "_exchange", lambda *_: False)
     handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
     before = contents(tmp_path)
     handoff(stubs.convnet(16), None, "jetson", tmp_path / "b", overwrite=True)
@@ -99,8 +98,8 @@ def test_bundle_that_cannot_be_moved_leaves_the_old_one(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace(source, target)
 
-    monkeypatch.setattr(files, "_exchange", lambda *_: False)
-    monkeypatch.setattr(files.os, "replace", fail_once)
+    monkeypatch.setattr(transaction, "_exchange", lambda *_: False)
+    monkeypatch.setattr(os, "replace", fail_once)
     with pytest.raises(OutputError, match="cannot write .*b: No space left"):
         handoff(stubs.convnet(16), None, "jetson", tmp_path / "b", overwrite=True)
     assert moves and contents(tmp_path) == before

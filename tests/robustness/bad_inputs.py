@@ -145,7 +145,7 @@ def bad_options(folder: Path) -> list[Bad]:
     return [
         Bad("an unreachable target", [*optimize, "--target=macs=0.1%"], 3),
         Bad("an unknown criterion", [*optimize, "--criterion=l3"], 2),
-        Bad("an unknown cost in a target", [*optimize, "--target=flops=50%"], 2),
+        Bad("an unknown cost in a target", [*optimize, "--target=watts=50%"], 2),
         Bad("a target that is no number", [*optimize, "--target=macs=much"], 2),
         Bad("an unknown option", [*optimize, "--ratioo=1"], 2),
         Bad("an unknown command", ["optimze", model], 2),

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from graph_text import net
 
-from onnxprune import demo, files
+from onnxprune import demo
 from onnxprune.data import images, npy
 from onnxprune.data.label_formats.npz import LabeledArrays
 from onnxprune.data.labeled import open_labeled
 from onnxprune.deploy.collect import collect
 from onnxprune.deploy.targets.reports import load_json
 from onnxprune.errors import ModelError, OnnxpruneError
-from onnxprune.files import append_json_line, json_lines, read_text
+from onnxprune.files import append_json_line, json_files, json_lines, read_text, regular
 from onnxprune.ir.io import load
 from onnxprune.ir.runtime import example_feeds
 from onnxprune.report.data import Report
@@ -77,7 +77,7 @@ def test_special_file_is_refused_without_a_wait(tmp_path: Path, name: str, kind:
 def test_texts_have_a_limit(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file, reader = READERS[name]
     (tmp_path / file).write_bytes(b"[" * 2000)
-    monkeypatch.setattr(files, "MOST_TEXT_BYTES", 1000)
+    monkeypatch.setattr(regular, "MOST_TEXT_BYTES", 1000)
     with pytest.raises(OnnxpruneError, match="the limit for text"):
         reader(tmp_path / file)
 
@@ -99,7 +99,7 @@ def test_text_of_another_system_is_read(tmp_path: Path) -> None:
 def test_long_lines_of_a_journal_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MOST_TEXT_BYTES", 100)
+    monkeypatch.setattr(json_files, "MOST_TEXT_BYTES", 100)
     (tmp_path / "j").write_bytes(b'{"a": "' + b"x" * 1000 + b'"}\n{"b": 2}\n')
     assert list(json_lines(tmp_path / "j")) == [{"b": 2}]
 

@@ -89,35 +89,6 @@ def test_data_of_the_source_are_kept(tmp_path: Path) -> None:
     assert data.read_bytes() == before
 
 
-class Killed(BaseException):
-    """Ends a run like a kill: nothing that it leaves is removed."""
-
-
-@pytest.mark.parametrize(("renamed", "target"), [("data", "70%"), ("graph", "60%")])
-def test_data_of_a_run_that_was_killed_in_its_commit_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: str, target: str
-) -> None:
-    """By a run with other options, and by the same one."""
-    out = tmp_path / "out.onnx"
-    options = {**FAST, "external_data": True, "overwrite": True}
-    optimize(MODEL, out, target="macs=80%", **options)
-
-    def replace(source: str, path: str | Path) -> None:
-        os.rename(source, path)
-        if str(path).endswith({"data": ".data", "graph": "out.onnx"}[renamed]):
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(files.os, "replace", replace)
-        patch.setattr(Staging, "discard", lambda _: None)
-        optimize(MODEL, out, target="macs=60%", **options)
-    assert len(list(tmp_path.glob("*.data"))) == 2
-    (tmp_path / "out.onnx.mine.data").write_bytes(b"of the user")
-    optimize(MODEL, out, target=f"macs={target}", **options)
-    assert len(list(tmp_path.glob("*.data"))) == 2
-    onnx.checker.check_model(str(out))
-
-
 @pytest.mark.skipif(os.name != "posix", reason="needs locks of folders")
 def test_scratch_folders_of_killed_processes_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -164,7 +135,7 @@ def write_fails_at(number: int, monkeypatch: pytest.MonkeyPatch, work: Callable[
     fault = Fault(number)
     with monkeypatch.context() as patch:
         for name in Fault.NAMES:
-            patch.setattr(files.os, name, fault.wrap(getattr(os, name)))
+            patch.setattr(os, name, fault.wrap(getattr(os, name)))
         try:
             work()
         except OutputError as problem:
@@ -252,7 +223,7 @@ def test_failed_commit_without_links_removes_no_old_file(
     for name in "ac":
         with stage.file(tmp_path / name) as file:
             file.write(b"new")
-    monkeypatch.setattr(files.os, "link", fail)
+    monkeypatch.setattr(os, "link", fail)
     with pytest.raises(OutputError):
         stage.commit()
     # a file system without links can only keep the new one

@@ -1,41 +1,37 @@
-"""Atomic file writes, JSON lines that survive a kill, and hashes."""
+"""Files that are replaced all together, or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import errno
-import hashlib
 import json
+import mmap
 import os
+import re
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from onnxprune.errors import OutputError
+from onnxprune.files.regular import open_regular, sha256
 
 if sys.platform != "win32":
     import fcntl
 
 PARTIAL = ".partial"  # suffix of temporary files
 _PREFIX = ".onnxprune-"
+DATA = ".data"  # suffix of external data
+HASH_DIGITS = 16  # of the hash of external data in their name
+_HASHED_DATA = re.compile(rf".+\.([0-9a-f]{{{HASH_DIGITS}}}){re.escape(DATA)}")
+NOTICE = "external data without a graph, unless one refers to them"  # key of the list in a notice
+_MOST_NOTICE_BYTES = 1 << 16
 _SWEPT: set[Path] = set()  # folders without files of killed processes, listed once per process
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, for renameat2
-BLOCK_BYTES = 1 << 20  # read at a time
-# of a text that is read at once: parsed JSON or TOML takes up to twenty times as much memory
-MOST_TEXT_BYTES = 1 << 25
-
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class Staging:
@@ -53,6 +49,8 @@ class Staging:
     def __init__(self) -> None:
         self._files: list[_Staged] = []
         self.obsolete: set[Path] = set()
+        self._data: set[Path] = set()  # targets that hold external data
+        self._notices: list[_Staged] = []
 
     @contextlib.contextmanager
     def file(self, path: str | Path) -> Iterator[BinaryIO]:
@@ -64,7 +62,7 @@ class Staging:
             The folder does not exist or cannot be written, or the disk is full.
         """
         path = Path(path)
-        with _describe_failure(path):
+        with describe_failure(path):
             staged = _stage(path)
             self._files.append(staged)
             yield staged.file
@@ -75,13 +73,13 @@ class Staging:
         """Return the hash of what `path` is to hold."""
         return sha256(self._find(path).name)
 
-    def move(self, path: Path, target: Path) -> None:
-        """Let the file that was written for `path` replace `target` of the same folder instead."""
-        self._find(path).path = target
+    def name_data(self, path: Path, target: Path) -> None:
+        """Let external data that were written for `path` replace `target` of the same folder.
 
-    def targets(self) -> list[Path]:
-        """Return the paths that the files are to replace."""
-        return [staged.path for staged in self._files]
+        They are useless until the graph that refers to them is in place.
+        """
+        self._find(path).path = target
+        self._data.add(target)
 
     def remove(self, paths: Iterable[Path]) -> None:
         """Remove files that nothing refers to any more after the commit."""
@@ -97,8 +95,9 @@ class Staging:
         """
         replaced: list[_Staged] = []
         try:
+            self._announce()
             for staged in self._files:
-                with _describe_failure(staged.path):
+                with describe_failure(staged.path):
                     # mkstemp makes files that only their owner can read
                     os.chmod(staged.name, 0o666 & ~_umask())
                     # a single rename has nothing to undo
@@ -121,13 +120,31 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the temporary files."""
-        for staged in self._files:
+        for staged in (*self._files, *self._notices):
             with contextlib.suppress(OSError):  # of a write that a full disk has left in the buffer
                 staged.file.close()
             for name in (staged.name, staged.old):
                 with contextlib.suppress(OSError):
                     os.unlink(name)
         self._files.clear()
+        self._notices.clear()
+
+    def _announce(self) -> None:
+        """Write down which external data a kill during the commit leaves without a graph.
+
+        Before the graph is in place, these are the new ones, afterwards the obsolete ones.
+        """
+        new = {path for path in self._data if not os.path.lexists(path)}
+        names: dict[Path, list[str]] = {}
+        for path in sorted(new | self.obsolete):
+            names.setdefault(path.parent, []).append(path.name)
+        for folder, listed in names.items():
+            with describe_failure(folder / listed[0]):
+                notice = _stage(folder / listed[0])
+                self._notices.append(notice)
+                notice.file.write(json.dumps({NOTICE: listed}).encode())
+                notice.file.flush()
+                os.fsync(notice.file.fileno())
 
     def _find(self, path: str | Path) -> _Staged:
         """Return the file that was written last for `path`."""
@@ -212,7 +229,50 @@ def remove_partial_files(folder: Path) -> None:
         with contextlib.suppress(OSError):
             # no link is followed; a pipe or device of this name is not ours
             if stat.S_ISREG(os.lstat(path).st_mode) and _is_abandoned(path):
+                _remove_announced(path)
                 path.unlink()
+
+
+def _remove_announced(notice: Path) -> None:
+    """Remove the external data that a notice lists, as far as no graph refers to them."""
+    # of this user: others may write notices into a common folder
+    if hasattr(os, "geteuid") and os.lstat(notice).st_uid != os.geteuid():
+        return
+    for name in _read_notice(notice):
+        match = _HASHED_DATA.fullmatch(name)
+        if not match or Path(name).name != name:
+            continue
+        path = notice.with_name(name)
+        with contextlib.suppress(OSError):
+            # a file whose name tells its content was written by `save`; a link may lead elsewhere
+            is_own = not path.is_symlink() and sha256(path).startswith(match[1])
+            if is_own and not _is_referred(path):
+                path.unlink()
+
+
+def _read_notice(path: Path) -> list[str]:
+    """Return the names in a notice; [] for other temporary files."""
+    try:
+        with open_regular(path) as file:
+            content = json.loads(file.read(_MOST_NOTICE_BYTES))
+        names = content[NOTICE]
+    # other content, cut short or nested too deep
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
+
+
+def _is_referred(data: Path) -> bool:
+    """Return whether a graph in the folder names this file, whatever the graph is called."""
+    for graph in data.parent.glob("*.onnx"):
+        # what cannot be read could refer to it
+        with open_regular(graph) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    if content.find(os.fsencode(data.name)) >= 0:
+                        return True
+    return False
 
 
 def _stage(path: Path) -> _Staged:
@@ -249,7 +309,7 @@ def _lock(file: IO[Any], wait: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _describe_failure(path: Path) -> Iterator[None]:
+def describe_failure(path: Path) -> Iterator[None]:
     """Raise OutputError for an OSError."""
     try:
         yield
@@ -269,7 +329,7 @@ def replace_folder(new: Path, path: Path) -> None:
     OutputError
         A folder cannot be moved; the old one is then still in place.
     """
-    with _describe_failure(path):
+    with describe_failure(path):
         if not os.path.lexists(path):
             os.replace(new, path)
         elif not _exchange(new, path):
@@ -290,157 +350,6 @@ def _exchange(first: Path, second: Path) -> bool:
         return False
     names = os.fsencode(first), os.fsencode(second)
     return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` atomically."""
-    with replacing(path) as file:
-        file.write(data)
-
-
-def encode(text: str) -> bytes:
-    """Return UTF-8; bytes of file names that are not UTF-8 are escaped as JSON escapes them."""
-    return text.encode("utf-8", "backslashreplace")
-
-
-def to_json(value: Any) -> str:
-    """Return the text of a JSON file, keys in the given order."""
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically."""
-    write_bytes(path, encode(to_json(value)))
-
-
-def append_json_line(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a file of JSON lines and sync it.
-
-    Raises
-    ------
-    OutputError
-        The file is a link or cannot be written; it is then unchanged.
-    """
-    line = encode(json.dumps(row, ensure_ascii=False)) + b"\n"
-    # a link could lead out of the folder
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    # without a wait for the other end of a pipe
-    flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    with _describe_failure(Path(path)), os.fdopen(os.open(path, flags, 0o666), "r+b", 0) as file:
-        _check_regular(os.fstat(file.fileno()), Path(path))
-        size = file.seek(0, os.SEEK_END)
-        # a row must not be appended to a line that a kill has cut short
-        if size:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = b"\n" + line
-        try:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            # what a full disk has taken of the line
-            os.ftruncate(file.fileno(), size)
-            raise
-
-
-def json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file of JSON lines, without lines that a kill has cut short.
-
-    None if the file does not exist.
-
-    Raises
-    ------
-    OutputError
-        It is not a regular file, or cannot be read.
-    """
-    try:
-        file = open_regular(Path(path))
-    except FileNotFoundError:
-        return
-    except OSError as problem:
-        raise OutputError(
-            "journal-unreadable", f"cannot read {path}: {problem.strerror}"
-        ) from problem
-    with file:
-        while line := file.readline(MOST_TEXT_BYTES):
-            # RecursionError: nested too deep
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line.decode("utf-8", "replace"))
-                if isinstance(row, dict):
-                    yield row
-
-
-def hash_key(*parts: Any) -> str:
-    """Return the hash of plain JSON values; the order of keys does not matter."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(encode(text)).hexdigest()
-
-
-def sha256(path: str | Path) -> str:
-    """Return the hex digest of a regular file, read in blocks."""
-    state = hashlib.sha256()
-    with open_regular(Path(path)) as file:
-        while block := file.read(BLOCK_BYTES):
-            state.update(block)
-    return state.hexdigest()
-
-
-def open_regular(path: Path, flags: int = 0) -> BinaryIO:
-    """Open a regular file for reading.
-
-    Anything else (folder, named pipe, device, socket) could block or never end.
-
-    Parameters
-    ----------
-    flags
-        Additional flags of os.open.
-
-    Raises
-    ------
-    OSError
-        The file does not exist, cannot be read, or is not a regular file.
-    """
-    # before opening, which can have effects on a device
-    _check_regular(os.stat(path), path)
-    flags |= os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = os.fdopen(os.open(path, flags), "rb")
-    try:
-        # again, because another file may have taken its place
-        _check_regular(os.fstat(file.fileno()), path)
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
-    """Return the UTF-8 text of a regular file.
-
-    Parameters
-    ----------
-    errors
-        What is done with other bytes, as for bytes.decode.
-
-    Raises
-    ------
-    OSError
-        It is not a regular file, has over MOST_TEXT_BYTES, or cannot be read.
-    UnicodeDecodeError
-        It is not UTF-8.
-    """
-    with open_regular(Path(path)) as file:
-        # one byte more than allowed: files such as those of /proc have no size
-        data = file.read(MOST_TEXT_BYTES + 1)
-    if len(data) > MOST_TEXT_BYTES:
-        raise OSError(errno.EFBIG, f"it has over {MOST_TEXT_BYTES >> 20} MB, the limit for text")
-    return data.decode("utf-8", errors).replace("\r\n", "\n")
-
-
-def _check_regular(info: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(info.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(info.st_mode), "a special file")
-        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
 
 
 def _umask() -> int:
