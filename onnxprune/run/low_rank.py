@@ -10,7 +10,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
-from onnxprune.errors import plural
+from onnxprune.errors import TargetError, plural
 from onnxprune.ir.io import Model
 from onnxprune.run.adapter import context_for
 from onnxprune.run.analysis import analyze_for
@@ -18,6 +18,7 @@ from onnxprune.run.planning import PlanInputs, counted_constraints, decide
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import MODEL, Stages
+from onnxprune.run.tolerance import UNREACHABLE
 from onnxprune.search.base import part
 from onnxprune.statistics.responses import collect_bases
 from onnxprune.surgery.factoring import Basis, break_even, factor, factorable
@@ -60,15 +61,16 @@ def factor_stage(stages: Stages, analysis: Analysis, recipe: Recipe, splits: Spl
             return analysis.model
         aim = recipe if recipe.target else recipe.but({"target": TARGET})
         trial = _analyze(analysis, factor(analysis.model, tried), recipe)
-        plan, _ = _make_plan(stages, replace(context, analysis=trial), aim)
-        chosen = {out: tried[out] for out in _list_saving(trial, plan) if out in tried}
+        first = _make_plan(stages, replace(context, analysis=trial), aim)
+        saving = _list_saving(trial, first[0]) if first is not None else []
+        chosen = {out: tried[out] for out in saving if out in tried}
         model = factor(analysis.model, chosen) if chosen else analysis.model
         if chosen:
-            _, before = _make_plan(stages, context, aim)
+            before = _make_plan(stages, context, aim)
             after = _make_plan(
                 stages, replace(context, analysis=_analyze(analysis, model, recipe)), aim
-            )[1]
-            if before is not None and after is not None and after > LEAST_GAIN * before:
+            )
+            if not _gains(before, after):
                 chosen, model = {}, analysis.model
         stages.detail(f"{len(chosen)} of {plural(len(layers), 'layer')} in two")
         return model
@@ -85,14 +87,35 @@ def _analyze(original: Analysis, model: Model, recipe: Recipe) -> Analysis:
     return replace(analysis, origin=original)
 
 
-def _make_plan(stages: Stages, context: Context, recipe: Recipe) -> tuple[Plan, float | None]:
-    """Return the plan of a recipe, and its predicted damage if the allocator predicts one."""
+def _make_plan(
+    stages: Stages, context: Context, recipe: Recipe
+) -> tuple[Plan, float | None] | None:
+    """Return the plan of a recipe, and its predicted damage if the allocator predicts one.
+
+    None if no plan reaches the target: in two parts, layers have other widths to round.
+    """
     scores = CRITERIA.get(recipe.criterion)(context)
     feeds = next(context.required_data("--low-rank").batches(1))
     inputs = PlanInputs(feeds, lambda text: stages.progress(None, text))
-    plan = decide(context, scores, recipe, inputs)
+    try:
+        plan = decide(context, scores, recipe, inputs)
+    except TargetError as problem:
+        if problem.code != UNREACHABLE:
+            raise
+        return None
     constraints = counted_constraints(context, recipe)
     return plan, predict_damage(recipe.allocate, context, scores, constraints, plan)
+
+
+def _gains(
+    before: tuple[Plan, float | None] | None, after: tuple[Plan, float | None] | None
+) -> bool:
+    """Return whether a plan of a factored model is better than one of the original."""
+    if before is None or after is None:
+        return after is not None
+    if before[1] is None or after[1] is None:
+        return True
+    return after[1] <= LEAST_GAIN * before[1]
 
 
 def _list_layers(analysis: Analysis) -> dict[str, tuple[Linear, float]]:

@@ -14,7 +14,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.cli import run
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import open_data
-from onnxprune.errors import UsageError
+from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import Model, digest, load
 from onnxprune.run import low_rank
 from onnxprune.run.adapter import input_types
@@ -100,6 +100,17 @@ def test_layers_of_full_rank_stay() -> None:
     assert digest(found.model) == digest(widths.model)
     (stage,) = [s for s in found.report.stages if s.name == "factor"]
     assert stage.detail in ("0 of 3 layers in two", "none of 3 layers in two")
+
+
+def test_a_target_that_only_widths_reach() -> None:
+    """The least width of 8 leaves 17 % of the MACs, and more of them in two layers each."""
+    options = {"round_to": 8, "target": "macs=17.5%"}
+    found, widths = pruned(RANK, low_rank=True, **options), pruned(RANK, **options)
+    assert digest(found.model) == digest(widths.model)
+    (stage,) = [s for s in found.report.stages if s.name == "factor"]
+    assert stage.detail == "0 of 3 layers in two"
+    with pytest.raises(TargetError, match="cannot be met"):
+        pruned(RANK, low_rank=True, round_to=8, target="macs=10%")
 
 
 def test_a_run_resumes(tmp_path: Path) -> None:
