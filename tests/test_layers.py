@@ -29,6 +29,7 @@ LAYERS = (
         "scratch",
         "events",
         "blas",
+        "garbage",
         "parallel",
         "named",
         "summary",

@@ -27,6 +27,7 @@ from onnxprune.analysis.rules import RULES, row
 from onnxprune.analysis.sharing import tie
 from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import OnnxpruneError, UsageError, unknown
+from onnxprune.garbage import rare_collections
 from onnxprune.ir.contrib import CONTRIB_DOMAIN
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model, Source, load
@@ -40,6 +41,7 @@ _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 GROUPED = ("both", "group", "position")
 
 
+@rare_collections()
 def analyze(
     model: Source,
     *,

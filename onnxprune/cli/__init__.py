@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import sys
@@ -15,9 +14,8 @@ from onnxprune.blas import limit_blas
 from onnxprune.cli.signals import INTERRUPTED, ignore_signals, interruptible
 from onnxprune.cli.streams import escaped_output
 from onnxprune.errors import OnnxpruneError
+from onnxprune.garbage import rare_collections
 
-# thresholds of the garbage collector; those of Python are 700, 10 and 10
-_COLLECTION = 50_000, 20, 100
 _BUG_HINT = "this is a bug in onnxprune or in a plug-in; run again with --debug for the traceback"
 
 
@@ -36,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
 
     Every failure is one sentence on stderr, `error[code]: ...`; --debug adds the traceback.
     """
-    with escaped_output(), limit_blas(), interruptible() as interrupts:
+    with escaped_output(), limit_blas(), rare_collections(), interruptible() as interrupts:
         try:
             return _run(argv)
         # KeyboardInterrupt and SystemExit as well: each ends as one message and an exit code
@@ -53,9 +51,6 @@ def _run(argv: Sequence[str]) -> int:
     # here, so that an interrupt during the import is reported like any other
     from onnxprune.cli.app import app
 
-    # a graph is many objects that live to the end: searching them for cycles takes 15 % of the
-    # time of an analysis
-    gc.set_threshold(*_COLLECTION)
     # click would otherwise print errors in a form of its own, and exit
     result = app.main(args=list(argv), prog_name="onnxprune", standalone_mode=False)
     # a pipe that is closed must fail here, where it is handled, and not when Python exits

@@ -34,7 +34,7 @@ MODEST_BYTES, LARGEST_EXPANSION = 1 << 28, 1000
 MOST_ENDS = 4096  # inputs and outputs of the graph
 # positions that are followed one by one; nodes that rearrange longer axes keep their channels
 LONGEST_AXIS = 1 << 22
-MOST_NODES = 20_000  # with those of bodies and unfolded functions; a run takes 0.5 ms for each
+MOST_NODES = 150_000  # with those of bodies and unfolded functions; a run takes 0.5 ms for each
 NODES = "ONNXPRUNE_MAX_NODES"  # environment variable that replaces it
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
