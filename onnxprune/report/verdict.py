@@ -200,11 +200,8 @@ def _grade_fidelity(report: Report) -> tuple[str, str]:
         kept, faithful = agreement, FAITHFUL
         least, _ = _bound_agreement(report, agreement)
     else:
-        unexplained = _find_largest(report, "nmse")
         relative = report.fidelity.relative_error or 0.0
-        if unexplained is None:
-            # without nmse, the square of the relative error estimates it
-            unexplained = relative**2
+        unexplained = _find_unexplained(report.fidelity)
         kept, faithful = 1 - unexplained, 1 - FAITHFUL_ERROR
         error = _find_largest(report, "relative_error_error") or 0.0
         least = 1 - unexplained * (1 + NOISE * error / (relative or 1.0)) ** 2
@@ -217,6 +214,22 @@ def _grade_fidelity(report: Report) -> tuple[str, str]:
     if least < SETTLED or (samples is not None and samples < LEAST_INPUTS):
         return UNKNOWN, "too few inputs to judge, close to the original on these"
     return GOOD, "close to the original"
+
+
+def _find_unexplained(fidelity: FidelitySummary) -> float:
+    """Return the largest share of an output's variance that is lost, of its heads where it has some.
+
+    Constants and positions make up most of the variance of an output that joins several heads.
+    """
+    heads = (fidelity.heads or {}).values()
+    split = {head.get("output") for head in heads}
+    shares = [row.get("nmse") for name, row in fidelity.outputs.items() if name not in split]
+    errors = [head.get("relative_error") for head in heads]
+    # the error of a head is relative to its own variation
+    shares += [error if error is None else error**2 for error in errors]
+    known = [share for share in shares if share is not None]
+    # without a share, the square of the relative error estimates it
+    return max(known) if known else (fidelity.relative_error or 0.0) ** 2
 
 
 def _find_largest(report: Report, figure: str) -> float | None:

@@ -118,6 +118,30 @@ def test_outputs_are_judged_without_labels(
 
 
 @pytest.mark.parametrize(
+    ("errors", "level", "text"),
+    [
+        ({"a": 2.8, "b": 0.1}, "bad", "unusable: relative output error 2.8"),
+        ({"a": 0.1, "b": 0.5}, "fair", "changed"),
+        ({"a": 0.1, "b": 0.2}, "good", "close to the original"),
+        ({"a": 0.1, "b": None}, "good", "close to the original"),
+    ],
+)
+def test_joined_outputs_are_judged_by_their_heads(
+    errors: dict[str, float | None], level: str, text: str
+) -> None:
+    """A constant of all heads makes the variance of the output large, and its error small."""
+    heads = {name: {"output": "y", "relative_error": error} for name, error in errors.items()}
+    worst = max(error for error in errors.values() if error is not None)
+    outputs = {"y": {"nmse": 0.01, "relative_error": 0.02}}
+    fidelity = {"samples": 51, "relative_error": worst, "outputs": outputs, "heads": heads}
+    got = level_and_text(replace(EMPTY, fidelity=fidelity), "quality")
+    assert got[0] == level and got[1].startswith(text)
+    # another output counts by itself
+    fidelity["outputs"] = {**outputs, "z": {"nmse": 0.9, "relative_error": 0.9}}
+    assert level_and_text(replace(EMPTY, fidelity=fidelity), "quality")[0] == "bad"
+
+
+@pytest.mark.parametrize(
     ("figures", "interval"),
     [
         # by scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
