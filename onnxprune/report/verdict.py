@@ -217,7 +217,7 @@ def _grade_fidelity(report: Report) -> tuple[str, str]:
 
 
 def _find_unexplained(fidelity: FidelitySummary) -> float:
-    """Return the largest share of an output's variance that is lost, of its heads where it has some.
+    """Return the largest share of variance that an output loses, or its heads where it has some.
 
     Constants and positions make up most of the variance of an output that joins several heads.
     """
