@@ -118,8 +118,9 @@ def _find_biases(proto: ModelProto, products: bool) -> dict[str, _Bias]:
         bias, computed = _Bias(operand), made.get(operand)
         if computed is not None and computed.op_type == DQ:
             bias = _Bias(*map(str, computed.input))
-        # a bias that layers share cannot follow one of them
-        if bias.values in values and uses.count(bias.values) == 1:
+        # a bias that layers share cannot follow one of them, and a mask has a value per position
+        vector = bias.values in values and len(values[bias.values].dims) == 1
+        if vector and uses.count(bias.values) == 1:
             biases[node.name] = bias
     return biases
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from onnxprune.data.dataset import Data, open_data, split
+from onnxprune.data.dataset import Data, open_data
 from onnxprune.errors import DataError, ModelError, UsageError, plural, unknown
 from onnxprune.ir.edit import copy_message
 from onnxprune.ir.io import Model, load
@@ -29,13 +29,20 @@ from onnxprune.quantize.graph import (
     optimized,
 )
 from onnxprune.quantize.names import AUTO, CALIBRATORS
-from onnxprune.quantize.ranges import Feeds, collect_ranges, find_nodes, prepare
+from onnxprune.quantize.ranges import (
+    BATCH,
+    Feeds,
+    Parts,
+    collect_ranges,
+    find_masked,
+    find_unbounded,
+    match_nodes,
+    prepare,
+    split_feeds,
+)
 
 MOST_DIFFERENCE = 0.02  # of outputs with graph optimization on and off
-LEAST_SAMPLES = 8  # to hold some of them back
-CORRECTION_SAMPLES, CHOICE_SAMPLES = 32, 64
 CLEARLY = 0.95  # times a divergence; few inputs do not resolve smaller gains
-BATCH = 8  # all activations of a batch are in memory
 
 
 @dataclass(frozen=True)
@@ -96,15 +103,6 @@ class Quantized:
         return f"form {self.form}, calibrator {self.calibrate}, in integers: {counts or 'nothing'}"
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Feeds by purpose; disjoint if there are enough samples."""
-
-    ranges: Sequence[Feeds]
-    correction: Sequence[Feeds]
-    choice: Data
-
-
 def quantize(
     model: Model,
     data: Data,
@@ -152,9 +150,9 @@ def quantize(
     """
     name, shape = find_form(form, engine)
     _check(model, data, calibrate)
-    work = _Work(model, prepare(model), shape, _split(data), decoder, threads)
-    excluded = _match(work.proto, exclude)
+    work = _Work(model, prepare(model), shape, split_feeds(data), decoder, threads)
     progress(0.1, "ranges")
+    work, excluded = work.leave_masks(match_nodes(work.proto, exclude))
     candidates, ranges = work.choose(calibrate, excluded, correct, progress)
     best = min(candidates, key=lambda method: candidates[method].divergence)
     sensitive: Mapping[str, str] = {}
@@ -227,14 +225,46 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Work:
-    """A prepared model with what all its quantized forms share."""
+    """A prepared model with what all its quantized forms share.
+
+    Attributes
+    ----------
+    extremes
+        Ranges by the least and largest values.
+    unbounded
+        Activations of which no ranges are collected, because of masks.
+    """
 
     model: Model
     proto: ModelProto
     form: Form
-    parts: _Parts
+    parts: Parts
     decoder: str | Decoder | None
     threads: int
+    extremes: Any = None
+    unbounded: Sequence[str] = ()
+
+    def collect(self, method: str) -> Any:
+        """Return the ranges of the activations by a calibrator."""
+        if method == "minmax" and self.extremes is not None:
+            return self.extremes
+        return collect_ranges(
+            self.proto,
+            method,
+            list_ops(self.form),
+            self.form.symmetric,
+            self.parts.ranges,
+            self.unbounded,
+        )
+
+    def leave_masks(self, excluded: Mapping[str, str]) -> tuple[_Work, dict[str, str]]:
+        """Return work without ranges of masked values, and the nodes excluded for them as well."""
+        extremes = self.collect("minmax")
+        unbounded = find_unbounded(extremes)
+        masked = find_masked(self.proto, list_ops(self.form), unbounded)
+        for name in unbounded:
+            del extremes.data[name]
+        return replace(self, extremes=extremes, unbounded=tuple(unbounded)), {**masked, **excluded}
 
     def choose(
         self,
@@ -245,12 +275,10 @@ class _Work:
     ) -> tuple[dict[str, _Candidate], dict[str, Any]]:
         """Return models and ranges by calibrator."""
         methods = CALIBRATORS if calibrate == AUTO else (calibrate,)
-        ops, candidates, ranges = list_ops(self.form), {}, {}
+        candidates, ranges = {}, {}
         for i, method in enumerate(methods):
             progress(0.1 + 0.5 * i / len(methods), f"calibrator {method}")
-            ranges[method] = collect_ranges(
-                self.proto, method, ops, self.form.symmetric, self.parts.ranges
-            )
+            ranges[method] = self.collect(method)
             # corrected, because that repairs some calibrators more than others
             candidates[method] = self.candidate(ranges[method], excluded, correct)
         return candidates, ranges
@@ -313,11 +341,10 @@ class _Work:
         count = equalize(proto)
         if not count:
             return best
-        work = replace(self, proto=proto)
-        ranges = collect_ranges(
-            proto, method, list_ops(self.form), self.form.symmetric, self.parts.ranges
+        work = replace(self, proto=proto, extremes=None)
+        candidate = replace(
+            work.candidate(work.collect(method), excluded, correct), equalized=count
         )
-        candidate = replace(work.candidate(ranges, excluded, correct), equalized=count)
         return candidate if candidate.divergence < CLEARLY * best.divergence else best
 
     def exclude_sensitive(
@@ -364,7 +391,8 @@ class _Work:
                 f"the model with opset {PER_CHANNEL_OPSET}"
             )
         graph = optimized(model)
-        weights = {n.name: n.input[1] for n in self.proto.graph.node if n.name in excluded}
+        layers = [n for n in self.proto.graph.node if n.op_type in LINEAR_OPS]
+        weights = {n.name: n.input[1] for n in layers if n.name in excluded}
         if broken := find_requantized(graph, weights):
             warnings.append(
                 f"onnxruntime's optimizer quantizes excluded nodes: {', '.join(broken[:3])}"
@@ -387,44 +415,6 @@ class _Work:
             difference,
             tuple(warnings),
         )
-
-
-def _split(data: Data) -> _Parts:
-    """Split calibration inputs: half for ranges, the rest for biases and for choices."""
-    count, batch = len(data.chosen), data.inputs.batch or 1
-    if data.flipped or count < max(LEAST_SAMPLES, 4 * batch):
-        feeds = list(data.batches(BATCH))
-        return _Parts(feeds, feeds, data)
-    quarter = count // 4 - count // 4 % batch
-    ranges, rest = split(data, count - 2 * quarter, 2 * quarter)
-    correction, choice = split(rest, quarter, quarter)
-    if quarter > CHOICE_SAMPLES and not CHOICE_SAMPLES % batch:
-        choice, _ = split(choice, CHOICE_SAMPLES, quarter - CHOICE_SAMPLES)
-    feeds, taken = [], 0
-    for feed in correction.batches(BATCH):
-        if taken >= CORRECTION_SAMPLES:
-            break
-        feeds.append(feed)
-        taken += BATCH
-    return _Parts(list(ranges.batches(BATCH)), feeds, choice)
-
-
-def _match(proto: ModelProto, patterns: Sequence[str]) -> dict[str, str]:
-    """Return node -> reason for the nodes that patterns name.
-
-    Raises
-    ------
-    UsageError
-        A pattern matches nothing.
-    """
-    excluded: dict[str, str] = {}
-    for pattern in patterns:
-        names = find_nodes(proto, pattern)
-        if not names:
-            known = [node.name for node in proto.graph.node if node.op_type in LINEAR_OPS]
-            raise unknown("quantize-exclude", pattern, known, code="option-value")
-        excluded |= dict.fromkeys(names, f"--quantize-exclude {pattern}")
-    return excluded
 
 
 def compare_optimization(model: Model, feeds: Sequence[Feeds], threads: int = 1) -> float:

@@ -23,8 +23,8 @@ from onnxprune.quantize.bias import correct_biases
 from onnxprune.quantize.equalize import _find_pairs, equalize
 from onnxprune.quantize.forms import FORMS, list_ops
 from onnxprune.quantize.half import quantize_half
-from onnxprune.quantize.ranges import collect_ranges, prepare
-from onnxprune.quantize.static import _Parts, _Work, compare_optimization, quantize
+from onnxprune.quantize.ranges import Parts, collect_ranges, prepare
+from onnxprune.quantize.static import _Work, compare_optimization, quantize
 from onnxprune.run.adapter import open_inputs
 from onnxprune.run.quantization import exclude_within, judge_rows, quantize_candidate
 from onnxprune.run.recipe import Recipe
@@ -115,7 +115,7 @@ def test_a_bias_that_is_added_to_a_product_is_corrected(form: str) -> None:
     # most inputs are small, so that their rounding shifts means
     feed = {"x": np.random.default_rng(0).random((256, 5, 12), np.float32) ** 4}
     data = open_data(feed, Session(model).inputs, samples=256)
-    parts = _Parts([feed], [feed], data)
+    parts = Parts([feed], [feed], data)
     work = _Work(model, prepare(model), FORMS[form], parts, None, 1)
     ranges = collect_ranges(work.proto, "minmax", list_ops(work.form), True, [feed])
     plain = work.build(ranges, {})
@@ -126,6 +126,37 @@ def test_a_bias_that_is_added_to_a_product_is_corrected(form: str) -> None:
         for m in (load(corrected), plain)
     ]
     assert count == 3 and shifts[0] < 0.8 * shifts[1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mask", [-np.inf, -3.4e38, -1e9])
+@pytest.mark.parametrize("form", ["u8s8", "qlinear", "tensorrt"])
+@pytest.mark.parametrize("calibrate", ["auto", "minmax", "percentile", "entropy"])
+def test_masked_scores_stay_float(mask: float, form: str, calibrate: str) -> None:
+    """Of a range up to infinity, 8 bits resolve no score and a histogram has no bins."""
+    text = (
+        "float[2,6,8] x | float[8,16] wq, float[8,16] wk, float[8,16] wv, float[16,5] wo, "
+        "float[6,6] m | q = MatMul(x, wq); k = MatMul(x, wk); v = MatMul(x, wv); "
+        "t = Transpose<perm=[0,2,1]>(k); s = MatMul(q, t); a = Add(s, m); p = Softmax(a); "
+        "o = MatMul(p, v); r = Relu(o); y = MatMul(r, wo)"
+    )
+    proto = net(text)
+    weight = next(t for t in proto.graph.initializer if t.name == "m")
+    values = np.where(np.tri(6, dtype=bool), np.float32(0), np.float32(mask))
+    weight.CopyFrom(numpy_helper.from_array(values, "m"))
+    arrays = {"x": np.random.default_rng(0).standard_normal((32, 6, 8)).astype(np.float32)}
+    masked = load(proto)
+    data = open_data(arrays, Session(masked).inputs, samples=32)
+    result = quantize(masked, data, form, calibrate)
+    assert [reason for reason in result.excluded.values() if "masks" in reason]
+    assert fidelity(masked, result.model, data).divergence < (
+        0.2 if calibrate == "entropy" else 0.05
+    )
+
+
+def test_operators_without_weights_can_be_excluded(model: Model, data: Data) -> None:
+    name = next(n.name for n in model.proto.graph.node if n.op_type == "Relu")
+    assert name in quantize(model, data, calibrate="minmax", exclude=[name]).excluded
 
 
 def _run(proto: object, feeds: dict[str, np.ndarray]) -> np.ndarray:
