@@ -288,7 +288,8 @@ def _list_activation_terms(record: Record, axes: Axes, sizes: Sizes) -> Terms:
     for node in record.nodes:
         for name in node.output:
             state, shape = record.tensors.get(name), record.shapes.shape(name)
-            if state is None or shape is None or len(shape) != len(state.axes):
+            # what is computed from weights alone, such as dequantized ones, is no activation
+            if state is None or state.constant or shape is None or len(shape) != len(state.axes):
                 continue
             pairs = list(zip(sizes.at(name), state.axes, strict=True))
             # of a dynamic axis with factors, the positions of the factors are divided out

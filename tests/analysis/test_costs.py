@@ -89,6 +89,14 @@ def test_costs_of_dynamic_model_are_those_of_static_one(name: str) -> None:
         assert sized.cost(halves(dynamic)) == static.cost(halves(static))
 
 
+def test_what_is_computed_from_weights_is_no_activation() -> None:
+    text = (
+        "float[2,4] x | int8[4,8] q, float scale = {0.1}, float[8,3] v | "
+        "w = DequantizeLinear(q, scale); a = MatMul(x, w); t = Tanh(v); y = MatMul(a, t)"
+    )
+    assert analyze(load(net(text))).cost().activation_bytes == 4 * (2 * 8 + 2 * 3)
+
+
 def test_dynamic_axes_take_example_lengths_and_say_so() -> None:
     text, _ = DYNAMIC["height and width"]
     analysis = analyze(load(net(text)))
