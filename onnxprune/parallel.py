@@ -18,6 +18,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+MOST_THREADS = 8  # by default: each holds a batch and its results
+
+
+def count_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    # a container may allow fewer CPUs than the machine has
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Iterator[Result]:

@@ -47,7 +47,8 @@ _HEADER = (
     help="Measure on this Jetson: copy a bundle to it, run it, fetch the results.",
 )
 @click.option("--layers", is_flag=True, help="Also time each layer.")
-@recipe_options("measure", "runtime", without=("batch_size",))
+@click.option("--threads", "former_threads", hidden=True)  # the name in earlier releases
+@recipe_options("measure", "runtime", without=("batch_size", "threads"))
 @shared
 def bench(
     models: tuple[str, ...],
@@ -56,11 +57,14 @@ def bench(
     layers: bool,
     recipe_file: str | None,
     as_json: bool,
+    former_threads: str | None,
     **values: Any,
 ) -> None:
     """Measure the latency of MODELS, interleaved; speed-ups are relative to the first one."""
     from onnxprune.cli.handoff import run_over_ssh, show_results
 
+    if values["bench_threads"] is None:
+        values["bench_threads"] = former_threads
     recipe = recipe_from(recipe_file, values)
     if collect:
         from onnxprune.deploy.handoff import collect as read_results
@@ -137,7 +141,8 @@ def _format_models(result: BenchReport) -> str:
 def _explain_columns(result: BenchReport, compared: bool) -> Iterator[str]:
     """Yield what the columns mean."""
     threads = sorted({m.threads for m in result.measurements})
-    yield f"CPU engines compute on {' or '.join(plural(n, 'thread') for n in threads)} (--threads)"
+    counts = " or ".join(plural(n, "thread") for n in threads)
+    yield f"CPU engines compute on {counts} (--bench-threads)"
     if any(result.ratios.values()):
         yield "speed-up: over the first model, median of pairs measured in turns"
     if compared:

@@ -15,7 +15,7 @@ GROUPS = {
     "Preprocessing": "preprocess resize crop mean std scale order layout",
     "Quality": "metric criterion repair fast candidate thorough curve control",
     "Widths": "device round_to floor max_fraction freeze blocks low_rank",
-    "Measuring": "engine seconds precision",
+    "Measuring": "engine seconds precision bench_threads",
     "Quantization": "quantize quantize_form quantize_calibrate quantize_exclude",
     "Run": "output overwrite run_dir recipe_file seed threads external_data as_json quiet debug "
     "help help_all",

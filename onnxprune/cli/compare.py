@@ -89,7 +89,7 @@ def compare(
             options=metric_options(recipe),
             names=class_names,
             cost=lambda m: count_stored(m, analyze(m, shapes=shapes).cost()),
-            threads=recipe.threads,
+            threads=recipe.compute_threads,
             batch_size=recipe.batch_size,
         )
         results[metric] = result.as_dict()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -130,13 +129,12 @@ def _check_plugins() -> dict[str, str]:
 def _describe_machine() -> dict[str, Any]:
     """Return operating system, Python, CPUs that this process may use, and memory."""
     from onnxprune.ir.limits import memory_bytes
+    from onnxprune.parallel import count_cpus
 
-    # a process may be restricted to some of the machine's CPUs
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": platform.platform(),
         "python": platform.python_version(),
-        "CPUs": cpus,
+        "CPUs": count_cpus(),
         "memory": _to_gigabytes(memory_bytes()),
     }
 

@@ -89,7 +89,7 @@ def sensitivity(
     shares = _parse_rates(rates)
     path = output or str(Path(model).with_suffix(".sensitivity.jsonl"))
     Journal(path)  # a file that holds something else is an error before the analysis
-    analysis, sweep = _prepare(model, recipe, not no_time)
+    analysis, sweep = _prepare(model, recipe, not no_time, workers)
     for name in groups:
         analysis.group(name)  # an unknown name is an error before anything is measured
     records = run(
@@ -137,7 +137,7 @@ def _format_table(records: Sequence[Mapping[str, Any]]) -> str:
     return columns(table)
 
 
-def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
+def _prepare(model: str, recipe: Recipe, time: bool, workers: int) -> tuple[Analysis, Sweep]:
     """Return the analysis and the inputs that all jobs share."""
     from onnxprune.criteria import CRITERIA
     from onnxprune.run.adapter import (
@@ -182,7 +182,8 @@ def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
         metric_options(recipe),
         time,
         min(channel_multiple(recipe), 2),
-        recipe.threads,
+        # workers share the CPUs
+        recipe.threads or max(1, recipe.compute_threads // workers),
         recipe.batch_size,
         analysis.digest,
     )

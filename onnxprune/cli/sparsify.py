@@ -121,7 +121,7 @@ def sparsify(
         refit=refit,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        threads=recipe.threads,
+        threads=recipe.compute_threads,
     )
     with show_progress() as progress:
         result = run(source, settings, _open_inputs(source, recipe), progress)

@@ -178,7 +178,7 @@ def _read_settings(recipe: Recipe, own: Mapping[str, Any]) -> TuneSettings:
         features=own["feature"],
         precision=PRECISIONS[own["mixed"]],
         batch_size=recipe.batch_size,
-        threads=recipe.threads,
+        threads=recipe.threads or 1,  # torch rounds sums by their number
         seed=recipe.seed,
         class_offset=recipe.class_offset,
     )

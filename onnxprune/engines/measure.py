@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxprune.engines.measurement import Measurement
 from onnxprune.errors import UsageError
+from onnxprune.parallel import count_cpus
 
 K = TypeVar("K")
 Sampler = Callable[[int], Sequence[Any]]
@@ -226,14 +227,10 @@ def machine_warnings(threads: int, cores: Sequence[int] = ()) -> list[str]:
             f"load average is {load:.1f} (limit {BUSY_LOAD:g}): other programs are running; "
             "ratios are more reliable than single times"
         )
-    # a container may allow fewer CPUs than the machine has
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
+    allowed = count_cpus()
     if threads > allowed:
         warnings.append(
-            f"{threads} threads compete for {allowed} CPUs; pass --threads {allowed} or less"
+            f"{threads} threads compete for {allowed} CPUs; pass --bench-threads {allowed} or less"
         )
     # with as many threads as CPUs there is none to migrate to
     elif not cores and allowed > threads:

@@ -249,7 +249,7 @@ def context_for(
         analysis,
         data,
         seed=recipe.seed,
-        threads=recipe.threads,
+        threads=recipe.compute_threads,
         batch_size=recipe.batch_size,
         flip=recipe.flip,
         progress=progress,
@@ -335,5 +335,8 @@ def engines_of(recipe: Recipe) -> list[str]:
 def engine_options(recipe: Recipe) -> EngineOptions:
     """Return how engines compile and run models."""
     return EngineOptions(
-        threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape
+        threads=recipe.bench_threads,
+        precision=recipe.precision,
+        cores=recipe.pin,
+        shapes=recipe.shape,
     )

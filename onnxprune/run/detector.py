@@ -38,7 +38,7 @@ def name_decoder(model: Model, data: Data | LabeledData, recipe: Recipe) -> tupl
         sizes = find_input_sizes(feeds)
         if not sizes:
             return recipe, ""
-        outputs = Session(model, threads=recipe.threads).run(feeds)
+        outputs = Session(model, threads=recipe.compute_threads).run(feeds)
         name = recognized_head(outputs, sizes)
     except OnnxpruneError:
         # without labels, outputs in doubt are compared as numbers; with them, scoring needs boxes

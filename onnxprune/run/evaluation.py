@@ -84,7 +84,7 @@ def verify_cut(
         feeds,
         tolerance=recipe.tolerance,
         seed=recipe.seed,
-        threads=recipe.threads,
+        threads=recipe.compute_threads,
     )
     if not result.ok:
         worst = max(result.outputs, key=lambda name: result.outputs[name])
@@ -190,7 +190,7 @@ def compare_outputs(original: Model, pruned: Model, data: Data, recipe: Recipe) 
         pruned,
         data,
         decoder=recipe.decoder,
-        threads=recipe.threads,
+        threads=recipe.compute_threads,
         batch_size=recipe.batch_size,
     )
 
@@ -203,7 +203,7 @@ def measure_metrics(model: Model, labels: LabeledData, recipe: Recipe) -> list[S
 def _update_metrics(model: Model, labels: LabeledData, recipe: Recipe) -> list[Metric]:
     """Return the recipe's metrics after they saw all labeled inputs."""
     metrics = [find_metric(name, metric_options(recipe)) for name in recipe.metric]
-    measure(model, labels, metrics, threads=recipe.threads, batch_size=recipe.batch_size)
+    measure(model, labels, metrics, threads=recipe.compute_threads, batch_size=recipe.batch_size)
     return metrics
 
 

@@ -75,7 +75,7 @@ def _collect(
     count = -(-MOST_EXAMPLES // batch) * batch
     places = np.linspace(0, len(data.chosen) - 1, min(count, len(data.chosen))).round()
     data = replace(data, chosen=tuple(data.chosen[int(place)] for place in places))
-    sessions = [Session(model, threads=recipe.threads) for model in (original, pruned)]
+    sessions = [Session(model, threads=recipe.compute_threads) for model in (original, pruned)]
     for sample in islice(_read_samples(data), MOST_EXAMPLES):
         outputs = []
         for session in sessions:

@@ -132,7 +132,7 @@ class RunJob:
         check_timed_type(self.analysis.model, recipe)
         check_weights(self.analysis)
         if not self.splits.calibration.warning:  # synthetic inputs may be far from real ones
-            check_activations(self.analysis, self.splits.calibration, recipe.threads)
+            check_activations(self.analysis, self.splits.calibration, recipe.compute_threads)
         context = context_for(
             self.analysis, stages.watch(self.splits.calibration), recipe, stages.progress
         )

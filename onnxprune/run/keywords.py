@@ -79,5 +79,6 @@ class RecipeKeywords(TypedDict, total=False):
     engine: Names
     seconds: float
     precision: str
+    bench_threads: int
     pin: int | Sequence[int] | str
     external_data: bool | None

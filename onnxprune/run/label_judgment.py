@@ -61,7 +61,7 @@ def check_metrics(model: Model, labels: LabeledData | None, recipe: Recipe) -> N
         return
     part = replace(labels, chosen=_choose_extremes(labels))
     metrics = [find_metric(name, metric_options(recipe)) for name in recipe.metric]
-    measure(model, part, metrics, threads=recipe.threads, batch_size=recipe.batch_size)
+    measure(model, part, metrics, threads=recipe.compute_threads, batch_size=recipe.batch_size)
 
 
 def _choose_extremes(labels: LabeledData) -> tuple[int, ...]:
@@ -157,7 +157,7 @@ def _explain(option: str, chosen: Preprocess) -> str:
 def _measure(model: Model, labels: LabeledData, recipe: Recipe) -> Metric:
     """Return the first metric of the recipe, on some labels."""
     metric: Metric = find_metric(recipe.metric[0], metric_options(recipe))
-    measure(model, labels, [metric], threads=recipe.threads, batch_size=recipe.batch_size)
+    measure(model, labels, [metric], threads=recipe.compute_threads, batch_size=recipe.batch_size)
     return metric
 
 

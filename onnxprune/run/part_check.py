@@ -46,8 +46,8 @@ def check_part(model: Model, part: Model, data: Data, recipe: Recipe) -> PartChe
     """
     inputs, outputs = _list_ends(part)
     # without fusion, the same operators round the same way in both graphs
-    whole = Session(model, [*inputs, *outputs], threads=recipe.threads, optimize=False)
-    alone = Session(part, threads=recipe.threads, optimize=False)
+    whole = Session(model, [*inputs, *outputs], threads=recipe.compute_threads, optimize=False)
+    alone = Session(part, threads=recipe.compute_threads, optimize=False)
     samples, difference = 0, 0.0
     for feeds in data.batches(min(recipe.batch_size, _SAMPLES)):
         values = {**feeds, **whole.run(feeds)}
@@ -71,7 +71,7 @@ def check_part(model: Model, part: Model, data: Data, recipe: Recipe) -> PartChe
 def record_inputs(model: Model, part: Model, data: Data, recipe: Recipe) -> dict[str, np.ndarray]:
     """Return the inputs of a part for all inputs of the model, as calibration data for it."""
     inputs, _ = _list_ends(part)
-    session = Session(model, inputs, threads=recipe.threads)
+    session = Session(model, inputs, threads=recipe.compute_threads)
 
     def run() -> Iterator[dict[str, np.ndarray]]:
         for feeds in data.batches(recipe.batch_size):

@@ -230,7 +230,7 @@ def _check_noise(probe: Probe, target: Target) -> None:
             "machine-noisy",
             f"the time of the original on {target.engine} varies by {noise:.0%} against itself on "
             f"this machine (limit {NOISE_LIMIT:.0%}), too much to meet {target}: end other "
-            "programs, use --threads 1, or set a target on macs",
+            "programs, use --bench-threads 1, or set a target on macs",
         )
 
 

@@ -66,7 +66,7 @@ def quantize_for(
         engine=_find_target(recipe),
         max_divergence=max_divergence,
         decoder=recipe.decoder,
-        threads=recipe.threads,
+        threads=recipe.compute_threads,
         progress=progress,
     )
     return result.model, {**result.facts(), "text": result.describe()}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.data.presets import PRESETS
+from onnxprune.parallel import MOST_THREADS, count_cpus
 from onnxprune.run import parsers
 from onnxprune.run.option import Option, check_keys, option_field, to_plain
 from onnxprune.run.target import Target, parse_targets
@@ -307,7 +308,12 @@ class Recipe(VariantOptions):
         "Random seed; equal seeds give byte-identical results.",
     )
     threads: int = option_field(
-        1, parsers.integer(1, parsers.MOST_THREADS), "runtime", "N", "Number of CPU threads."
+        0,
+        parsers.integer(0, parsers.MOST_THREADS),
+        "runtime",
+        "N",
+        "Threads that compute, with the same results for any number; 0 = one per CPU, at most "
+        f"{MOST_THREADS}.",
     )
     tolerance: float | None = option_field(
         None,
@@ -371,6 +377,13 @@ class Recipe(VariantOptions):
         "NAME",
         "Precision of the engines: f32, bf16, f16 or int8.",
     )
+    bench_threads: int = option_field(
+        1,
+        parsers.integer(1, parsers.MOST_THREADS),
+        "measure",
+        "N",
+        "Threads per inference of the CPU engines that are measured.",
+    )
     pin: tuple[int, ...] = option_field(
         (),
         parsers.counts,
@@ -410,6 +423,11 @@ class Recipe(VariantOptions):
     def but(self, values: Mapping[str, Any], where: str = "options") -> Recipe:
         """Return a copy with some values replaced."""
         return dataclasses.replace(self, **check_keys(values, where, OPTIONS))
+
+    @property
+    def compute_threads(self) -> int:
+        """Number of threads that compute on this machine."""
+        return self.threads or min(count_cpus(), MOST_THREADS)
 
     def plain(self, stage: str | None = None) -> dict[str, Any]:
         """Return the options (of one stage) as JSON and TOML values; None is left out."""

@@ -44,7 +44,7 @@ class Tuner:
             epochs=epochs,
             batch_size=recipe.batch_size,
             augment="flip" if recipe.flip else "none",
-            threads=recipe.threads,
+            threads=recipe.threads or 1,  # torch rounds sums by their number
             seed=recipe.seed,
             class_offset=recipe.class_offset,
         )

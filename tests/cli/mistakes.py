@@ -271,7 +271,7 @@ def _options() -> Iterator[Mistake]:
         ("--epochs 3", "fine-tuning", "No such option"),
         ("--samples 0", "all samples", "samples: 0 is less than 1"),
         ("--samples all", "all samples", "is not an integer"),
-        ("--threads -1", "all cores", "threads: -1 is less than 1"),
+        ("--threads -1", "all cores", "threads: -1 is less than 0"),
         ("--batch-size 0", "any batch", "batch_size: 0 is less than 1"),
         ("--engine tensort", "tensorrt", "did you mean 'tensorrt'?"),
         ("--engine nnapi", "an engine of phones", "unknown engine 'nnapi'"),

@@ -95,10 +95,11 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     names: set[str] = set()
 
     def get(recipe: Recipe, name: str) -> Any:
-        if name in OPTIONS:
+        option = {"compute_threads": "threads"}.get(name, name)
+        if option in OPTIONS:
             reader = Path(sys._getframe(1).f_code.co_filename).name
             if reader not in OWN_FILES:
-                names.add(name)
+                names.add(option)
         return object.__getattribute__(recipe, name)
 
     monkeypatch.setattr(Recipe, "__getattribute__", get)

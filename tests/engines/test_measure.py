@@ -87,7 +87,7 @@ def test_noise_is_reported_with_its_figure() -> None:
 
 
 def test_more_threads_than_processors_warns() -> None:
-    assert any("pass --threads" in w for w in machine_warnings(100_000))
+    assert any("pass --bench-threads" in w for w in machine_warnings(100_000))
 
 
 def test_threads_that_may_migrate_warn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_what_a_table_cannot_answer_is_one_sentence(tmp_path: Path) -> None:
         engine.compile(residual(16, size=20), DEFAULTS)
     with pytest.raises(EngineError, match="measured with --precision f32, not f16"):
         engine.compile(MODEL, EngineOptions(precision="f16"))
-    with pytest.raises(EngineError, match="measured with --threads 1, not 2"):
+    with pytest.raises(EngineError, match="measured with --bench-threads 1, not 2"):
         engine.compile(MODEL, EngineOptions(threads=2))
     with pytest.raises(UsageError, match="names no file"):
         ENGINES.get("table:")

@@ -329,10 +329,11 @@ class TableEngine:
         for key in ("precision", "threads"):
             given, measured = getattr(options, key), facts.get(key, getattr(options, key))
             if given != measured:
+                flag = "bench-threads" if key == "threads" else key
                 raise EngineError(
                     "table-options",
-                    f"{self.path} was measured with --{key} {measured}, not {given}: pass that, or "
-                    "measure again",
+                    f"{self.path} was measured with --{flag} {measured}, not {given}: pass that, "
+                    "or measure again",
                 )
         return TableModel(open_model(source), self.table, options)
 
