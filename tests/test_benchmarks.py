@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import record
+from benchmarks import record, scaling
 from benchmarks.runner import ORIGINAL, complete, format_values, markdown, quality_table, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,3 +96,26 @@ def test_a_record_reports_figures_that_are_slower_than_the_last(tmp_path: Path) 
     assert record.compare(present, last) == {}
     assert record.compare({"figures": {"a": figures(1.3)}}, last) == {"a": pytest.approx(1.3)}
     assert "| 1.10 |" in record.table({"figures": {"a": figures(1.1) | {"cpu_s": 2.0}}}, last)
+
+
+def test_scaling_measures_stages_and_draws_them() -> None:
+    rows = scaling.measure(1, {"samples": (32, 64), "analysis": (5, 10)})
+    assert [(row["sweep"], row["value"]) for row in rows] == [
+        ("samples", 32),
+        ("samples", 64),
+        ("analysis", 5),
+        ("analysis", 10),
+    ]
+    assert {"analyze", "score", "repair"} <= set(rows[0]["stages"]) <= set(scaling.STAGES)
+    assert math.isclose(sum(rows[0]["stages"].values()), rows[0]["total"], rel_tol=1e-6)
+    assert all(row["total"] > 0 and row["peak_mb"] > 20 for row in rows)
+    picture = ElementTree.fromstring(scaling.draw(rows))
+    lines = [e for e in picture.iter() if e.tag.endswith("polyline")]
+    assert all(len(line.attrib["points"].split()) == 2 for line in lines) and len(lines) >= 4
+    assert len(scaling.table(rows).splitlines()) == 4
+
+
+def test_exponent_of_growth() -> None:
+    rows = [{"value": v, "total": 3 * v**2} for v in (1, 4, 8)]
+    assert scaling.exponent(rows, "total") == pytest.approx(2)
+    assert scaling.exponent([{"value": 1, "total": 0}, {"value": 2, "total": 1}], "total") is None
