@@ -23,7 +23,10 @@ LARGEST_ACTIVATION = 1e15
 
 
 def check_weights(analysis: Analysis) -> None:
-    """Check the weights of layers; constants of elementwise operators may be infinite, as masks.
+    """Check the weights of layers.
+
+    Constants of elementwise operators may be infinite, as masks, and so may operands without a
+    role in products: masks of fused attention, thresholds, values of padding.
 
     Raises
     ------
@@ -42,7 +45,8 @@ def check_weights(analysis: Analysis) -> None:
         # the sum is NaN or infinite if a value is, and needs no array of its own
         if values.dtype.kind != "f" or np.isfinite(values.sum(dtype=np.float64)):
             continue
-        bad = int((~np.isfinite(values)).sum())
+        multiplied = not {"produces", "consumes"}.isdisjoint(use.roles)
+        bad = int((~np.isfinite(values) if multiplied else np.isnan(values)).sum())
         if bad:
             raise ModelError(
                 "weights-not-finite",

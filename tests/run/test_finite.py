@@ -76,6 +76,34 @@ def test_infinite_constants_of_masks_are_allowed(data: str) -> None:
     optimize(model, data=data, engine="none", target="macs=80%", round_to=1, fast=True)
 
 
+INFINITE = {
+    "attention": "float[1,6,8] x | float[8,8] w, float[6,6] m, float[8,3] v | a = MatMul(x, w); "
+    "b = Attention<q_num_heads=2, kv_num_heads=2>(a, a, a, m); y = MatMul(b, v)",
+    "padding": "float[1,4,6,6] x | float[8,4,1,1] w, float m, int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}"
+    ", float[5,8,1,1] v | a = Conv(x, w); b = Pad(a, p, m); "
+    "c = MaxPool<kernel_shape=[3,3]>(b); y = Conv(c, v)",
+    "boxes": "float[1,9,4] x, float[1,9,8] s | float[8,6] w, float[6,2] v, int64[1] most = {5}, "
+    "float[1] share = {0.5}, float[1] m | a = MatMul(s, w); b = MatMul(a, v); "
+    "c = Transpose<perm=[0,2,1]>(b); y = NonMaxSuppression(x, c, most, share, m) | int64[k,3] y",
+    "update": "float[1,9,4] x | float[4,6] w, float[6,2] v, int64[1,3] i = {0, 1, 1}, float[1] m | "
+    "a = MatMul(x, w); b = MatMul(a, v); c = ScatterND(b, i, m); y = Softmax(c)",
+}
+
+
+@pytest.mark.parametrize("name", INFINITE)
+def test_infinite_parameters_of_operators_are_allowed(name: str) -> None:
+    model = net(INFINITE[name], opset=23)
+    tensor = next(t for t in model.graph.initializer if t.name == "m")
+    masked = np.tri(6, dtype=bool) if name == "attention" else np.zeros(tensor.dims, bool)
+    values = np.where(masked, np.float32(0), np.float32(-np.inf))
+    tensor.CopyFrom(numpy_helper.from_array(values, "m"))
+    assert optimize(model, engine="none", round_to=1).report.verification.ok
+    if name in ("attention", "boxes"):  # the others copy values
+        tensor.CopyFrom(numpy_helper.from_array(np.full_like(values, np.nan), "m"))
+        with pytest.raises(ModelError, match="weight 'm' of node"):
+            optimize(model, engine="none", round_to=1)
+
+
 @pytest.mark.parametrize("slope", ["b = PRelu(a, s)", "b = LeakyRelu<alpha=0.2>(a)"])
 def test_gradients_of_half_precision_slopes(slope: str, tmp_path: Path) -> None:
     text = (
