@@ -1,6 +1,7 @@
 """Execution of pure jobs in this process, in local processes (joblib), or on Ray or Dask.
 
-Results are yielded as soon as their job is finished.
+Other processes receive contiguous parts of the jobs: consecutive ones share state there, such as the
+activations in front of the group that they cut, and what all jobs hold is sent once per part.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 from onnxprune.errors import MissingExtraError, OnnxpruneError, UsageError, plural
 
 CLUSTERS = ("ray", "dask")
-TRIES = 3  # a process that dies (out of memory, killed) loses its job; unfinished jobs are retried
+TRIES = 3  # a process that dies (out of memory, killed) loses its part, which is retried
+PARTS = 3  # per process: more balance their loads, fewer share more
+REMOTE_WORKERS = 8  # that a running cluster is assumed to have at least
 
 Job = Callable[[Any], Any]
 
@@ -20,7 +23,7 @@ Job = Callable[[Any], Any]
 def run_jobs(
     function: Job, jobs: Sequence[Any], *, workers: int = 1, cluster: str = ""
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield (job, result) of every job, in the order in which they finish.
+    """Yield (job, result) of every job, in the order in which they or their parts finish.
 
     Parameters
     ----------
@@ -48,14 +51,31 @@ def run_jobs(
             f"unknown cluster {cluster!r}; give {' or '.join(CLUSTERS)}, optionally followed by "
             ":ADDRESS",
         )
-    if name == "ray":
-        yield from _run_on_ray(function, jobs, workers, address)
-    elif name == "dask":
-        yield from _run_on_dask(function, jobs, workers, address)
-    elif workers == 1:
+    if workers == 1 and not name:
         yield from ((job, function(job)) for job in jobs)
+        return
+    count = PARTS * (max(workers, REMOTE_WORKERS) if address else workers)
+    parts = [(function, part) for part in _divide(jobs, count)]
+    if name == "ray":
+        finished = _run_on_ray(_run_part, parts, workers, address)
+    elif name == "dask":
+        finished = _run_on_dask(_run_part, parts, workers, address)
     else:
-        yield from _run_in_processes(function, list(jobs), workers)
+        finished = _run_in_processes(_run_part, parts, workers)
+    for (_, part), results in finished:
+        yield from zip(part, results, strict=True)
+
+
+def _divide(jobs: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """Return at most `count` contiguous parts of nearly equal length."""
+    count = min(count, len(jobs))
+    return [jobs[len(jobs) * i // count : len(jobs) * (i + 1) // count] for i in range(count)]
+
+
+def _run_part(part: tuple[Job, Sequence[Any]]) -> list[Any]:
+    """Return the results of some jobs."""
+    function, jobs = part
+    return [function(job) for job in jobs]
 
 
 def _run_in_processes(function: Job, jobs: list[Any], workers: int) -> Iterator[tuple[Any, Any]]:
@@ -70,7 +90,7 @@ def _run_in_processes(function: Job, jobs: list[Any], workers: int) -> Iterator[
         pool = joblib.Parallel(
             n_jobs=workers, batch_size=1, pre_dispatch="all", return_as="generator_unordered"
         )
-        # batches of one job, so that a dying process loses no finished one
+        # batches of one, so that a dying process loses nothing that is finished
         tasks = (joblib.delayed(_run_numbered)(function, n, job) for n, job in list(left.items()))
         try:
             # finished jobs leave `left`, so that the next try runs only the others
@@ -81,8 +101,8 @@ def _run_in_processes(function: Job, jobs: list[Any], workers: int) -> Iterator[
         return
     raise OnnxpruneError(
         "workers-died",
-        f"worker processes died {TRIES} times with {plural(len(left), 'job')} left (out of "
-        "memory?); use fewer --workers and run again",
+        f"worker processes died {TRIES} times with {plural(len(left), 'part')} of the jobs left "
+        "(out of memory?); use fewer --workers and run again",
     )
 
 
@@ -118,7 +138,7 @@ def _run_on_ray(
                 except ray.exceptions.WorkerCrashedError as problem:
                     raise OnnxpruneError(
                         "workers-died",
-                        f"a Ray worker died {TRIES} times on one job, with "
+                        f"a Ray worker died {TRIES} times on one part of the jobs, with "
                         f"{plural(len(waiting), 'other')} left; run again",
                     ) from problem
                 except ray.exceptions.RayTaskError as problem:

@@ -31,7 +31,7 @@ from onnxprune.search.sensitivity import (
     record_of,
     sweep_key,
 )
-from onnxprune.search.workers import run_jobs
+from onnxprune.search.workers import PARTS, run_jobs
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
@@ -268,6 +268,21 @@ def test_workers_equal_one_process(tmp_path: Path) -> None:
     pytest.importorskip("joblib")
     expected = dict(run_jobs(square, range(5)))
     assert dict(run_jobs(square, range(5), workers=2)) == expected == {i: i * i for i in range(5)}
+
+
+def pid_of(job: int) -> int:
+    """Return the process of the job."""
+    return os.getpid()
+
+
+def test_workers_do_contiguous_jobs() -> None:
+    """Consecutive jobs share the activations in front of their group."""
+    pytest.importorskip("joblib")
+    pids = [pid for _, pid in sorted(run_jobs(pid_of, range(60), workers=2))]
+    assert os.getpid() not in pids
+    assert sum(a != b for a, b in zip(pids, pids[1:], strict=False)) < 2 * PARTS
+    # fewer jobs than parts
+    assert len(list(run_jobs(pid_of, range(1), workers=2))) == 1
 
 
 def test_a_worker_that_dies_loses_no_job(tmp_path: Path) -> None:
