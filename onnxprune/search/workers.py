@@ -1,7 +1,7 @@
 """Execution of pure jobs in this process, in local processes (joblib), or on Ray or Dask.
 
-Other processes receive contiguous parts of the jobs: consecutive ones share state there, such as the
-activations in front of the group that they cut, and what all jobs hold is sent once per part.
+Other processes receive contiguous parts of the jobs: consecutive ones share state there, such as
+the activations in front of the group that they cut, and what all hold is sent once per part.
 """
 
 from __future__ import annotations
