@@ -196,8 +196,15 @@ class Inputs:
         known = {n: p.count for n, p in pieces.items() if p.count is not None}
         if len(set(known.values())) > 1:
             spelled = ", ".join(f"{n!r} {c}" for n, c in known.items())
+            feeds = min(known.values())
+            # rows that belong to one feed, such as the nodes and edges of a graph, multiply
+            whole = any(p.feeds for p in pieces.values()) and not any(
+                count % max(feeds, 1) for count in known.values()
+            )
+            hint = f"; if these are {feeds} whole inputs, pass --batch-axis none" if whole else ""
             raise DataError(
-                "data-shape", f"{where}: inputs have different numbers of samples: {spelled}"
+                "data-shape",
+                f"{where}: inputs have different numbers of samples: {spelled}{hint}",
             )
         count = next(iter(known.values()), 1)
         for name, part in pieces.items():

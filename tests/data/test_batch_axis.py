@@ -198,6 +198,20 @@ def test_one_value_for_all_samples_is_no_row_per_sample(tmp_path):
         open_data(path, types)
 
 
+SHAPES_OF_A_GRAPH = {"nodes": (6, 5, 4), "edges": (6, 3)}
+
+
+def test_rows_of_whole_inputs_are_named(tmp_path):
+    """Nodes and edges of a graph: the rows of one input are no samples."""
+    types = {"nodes": (["n", 4], "tensor(float)"), "edges": (["e"], "tensor(float)")}
+    path = save_npz(tmp_path, **{n: np.ones(s) for n, s in SHAPES_OF_A_GRAPH.items()})
+    with rejects("data-shape", "'nodes' 30, 'edges' 6", "if these are 6 whole inputs, pass"):
+        open_data(path, types)
+    inputs = read_inputs(types, batch_axes={"*": "none"})
+    pieces = {n: inputs.pieces(n, s, np.dtype("f4"), "") for n, s in SHAPES_OF_A_GRAPH.items()}
+    assert inputs.common_count(pieces, "") == 6
+
+
 def test_labeled_samples_follow_the_batch_axis(tmp_path):
     model = model_of("time first")
     x = np.arange(7 * 6 * 4, dtype=np.float32).reshape(7, 6, 4)

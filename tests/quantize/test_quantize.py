@@ -128,12 +128,8 @@ def test_a_bias_that_is_added_to_a_product_is_corrected(form: str) -> None:
     assert count == 3 and shifts[0] < 0.8 * shifts[1]
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("mask", [-np.inf, -3.4e38, -1e9])
-@pytest.mark.parametrize("form", ["u8s8", "qlinear", "tensorrt"])
-@pytest.mark.parametrize("calibrate", ["auto", "minmax", "percentile", "entropy"])
-def test_masked_scores_stay_float(mask: float, form: str, calibrate: str) -> None:
-    """Of a range up to infinity, 8 bits resolve no score and a histogram has no bins."""
+def masked_attention(mask: float) -> tuple[Model, Data]:
+    """Return self-attention with a causal mask of a value, and inputs."""
     text = (
         "float[2,6,8] x | float[8,16] wq, float[8,16] wk, float[8,16] wv, float[16,5] wo, "
         "float[6,6] m | q = MatMul(x, wq); k = MatMul(x, wk); v = MatMul(x, wv); "
@@ -147,11 +143,30 @@ def test_masked_scores_stay_float(mask: float, form: str, calibrate: str) -> Non
     arrays = {"x": np.random.default_rng(0).standard_normal((32, 6, 8)).astype(np.float32)}
     masked = load(proto)
     data = open_data(arrays, Session(masked).inputs, samples=32)
+    return masked, data
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mask", [-np.inf, -3.4e38, -1e9])
+@pytest.mark.parametrize("form", ["u8s8", "qlinear", "tensorrt"])
+@pytest.mark.parametrize("calibrate", ["auto", "minmax", "percentile", "entropy"])
+def test_masked_scores_stay_float(mask: float, form: str, calibrate: str) -> None:
+    """Of a range up to infinity, 8 bits resolve no score and a histogram has no bins."""
+    masked, data = masked_attention(mask)
     result = quantize(masked, data, form, calibrate)
     assert [reason for reason in result.excluded.values() if "masks" in reason]
     assert fidelity(masked, result.model, data).divergence < (
         0.2 if calibrate == "entropy" else 0.05
     )
+
+
+@pytest.mark.parametrize("mask", [-np.inf, -3.4e38, -1e9])
+def test_masks_are_no_overflow_of_float16(mask: float) -> None:
+    masked, data = masked_attention(mask)
+    assert 0 < fidelity(masked, quantize_half(masked, data), data).divergence < 0.01
+    huge = {"x": np.full((8, 6, 8), -1e9, np.float32)}
+    with pytest.raises(ModelError, match="'x' reaches 1e"):
+        quantize_half(masked, open_data(huge, Session(masked).inputs, samples=8))
 
 
 def test_operators_without_weights_can_be_excluded(model: Model, data: Data) -> None:
