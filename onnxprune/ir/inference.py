@@ -25,6 +25,7 @@ from onnxprune.ir.node_inference import (
     equal_products,
     evaluate,
     infer_node,
+    like_first_input,
     type_from_values,
     value_type,
 )
@@ -145,7 +146,7 @@ class _Inference:
             first = (node.output[0], *node.output[3:])  # the fourth is a sum
             like_input = node.op_type in FIRST_INPUT_FALLBACK and name in first
             if not _is_ranked(kind) and like_input and node.input:
-                kind = self.types.get(node.input[0])
+                kind = like_first_input(node, self.types.get(node.input[0]))
             if name and not _is_ranked(kind):
                 kind = self.declared.get(name, kind)
                 # declared lengths may be symbols for which the fallback knows numbers

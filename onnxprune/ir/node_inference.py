@@ -39,11 +39,22 @@ FIRST_INPUT_FALLBACK = frozenset(
     """
     GroupNormalization LayerNormalization MeanVarianceNormalization SimplifiedLayerNormalization
     SkipLayerNormalization SkipSimplifiedLayerNormalization Gelu QuickGelu FastGelu BiasGelu
-    RotaryEmbedding
+    RotaryEmbedding Scaler Normalizer Imputer
     """.split()
 )
+_FLOAT_RESULT = ("Scaler", "Normalizer")  # of ai.onnx.ml, whatever the type of the input
 # Input that holds the target shape, by op.
 _TARGET_SLOT = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+
+
+def like_first_input(node: NodeProto, kind: TypeProto | None) -> TypeProto | None:
+    """Return the type of an output of an operator of FIRST_INPUT_FALLBACK by that of its input."""
+    if kind is None or node.op_type not in _FLOAT_RESULT:
+        return kind
+    result = TypeProto()
+    result.CopyFrom(kind)
+    result.tensor_type.elem_type = TensorProto.FLOAT
+    return result
 
 
 @dataclass(frozen=True)

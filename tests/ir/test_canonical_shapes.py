@@ -231,6 +231,21 @@ def test_folded_reduction_without_axes(op: str, noop: int, empty: bool) -> None:
     np.testing.assert_array_equal(Session(canonical, optimize=False).run(feeds)["y"], expected)
 
 
+@pytest.mark.parametrize(
+    ("op", "given", "result"),
+    [("Scaler", "int64", 1), ("Normalizer", "double", 1), ("Imputer", "float", 1)],
+)
+def test_preprocessing_of_scikit_learn_keeps_the_shape(op: str, given: str, result: int) -> None:
+    text = (
+        f"{given}[n,4] x | float[4,8] w, float[8,3] v | s = ai.onnx.ml.{op}(x); "
+        "a = MatMul(s, w); r = Relu(a); y = MatMul(r, v)"
+    )
+    model = load(net(text))
+    shapes = infer(canonicalize(model))
+    assert (shapes.shape("s"), shapes.dtype("s")) == (("n", 4), result)
+    assert [g.size for g in analyze(model).groups] == [8]
+
+
 @pytest.mark.parametrize("count", ["k = Size(a)", "s = Shape(a); k = ReduceProd<keepdims=0>(s)"])
 def test_number_of_elements_is_followed(count: str) -> None:
     text = (
