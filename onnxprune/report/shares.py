@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from onnxprune.analysis.folded import arrays_of
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.stored import count_params, stored_tensors
 from onnxprune.ir.model import Model
@@ -13,6 +16,7 @@ from onnxprune.ir.nodes import label, nested
 from onnxprune.report.roles import KEY, MLP_IN, QUERY, VALUE, spell_roles
 from onnxprune.types import Group
 
+_ADDING = ("Add", "Sum", "Sub", "QLinearAdd", "SkipLayerNormalization")
 _SEPARATOR = re.compile(r"[/.]")
 
 
@@ -65,9 +69,31 @@ def describe_role(analysis: Analysis, group: Group, roles: Mapping[str, str]) ->
     if written == {MLP_IN}:
         return "MLP hidden"
     # several layers that add to the same channels, and are not compared with each other
-    if len(set(writers)) > 1 and not written & {QUERY, KEY, VALUE}:
+    several = len(set(writers)) > 1 and not written & {QUERY, KEY, VALUE}
+    if several and _is_added(analysis, group, set(writers)):
         return "residual stream"
     return spell_roles(roles, writers)
+
+
+def _is_added(analysis: Analysis, group: Group, writers: Collection[str]) -> bool:
+    """Return whether a node adds, along the channels of a group, what different layers write."""
+    channels = np.zeros(analysis.axes.causes + 1, bool)
+    channels[analysis.causes[group.name]] = True
+    tensors = analysis.record.tensors
+    layers: dict[str, frozenset[str]] = {}  # activation with the channels -> who has written it
+    for node in analysis.nodes:
+        operands = [layers[name] for name in node.input if name in layers]
+        if node.op_type in _ADDING and len(set(operands)) > 1:
+            return True
+        written = (
+            frozenset([label(node)]) if label(node) in writers else frozenset().union(*operands)
+        )
+        for name in node.output if written else ():
+            axes = tensors[name].axes if name in tensors else ()
+            arrays = [ids for axis in axes for ids in arrays_of(axis)]
+            if any(channels[analysis.axes.table(ids)].any() for ids in arrays):
+                layers[name] = written
+    return False
 
 
 def group_shares(analysis: Analysis) -> dict[str, float]:

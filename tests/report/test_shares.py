@@ -104,6 +104,25 @@ def test_roles_of_a_transformer(zoo: Path) -> None:
     assert found["/1/1.0/1.0.0/fn/fn.1/query/MatMul"] == "heads (q, k, v)"
 
 
+@pytest.mark.parametrize(
+    ("joined", "role"),
+    [
+        ("h = Add(a, b)", "residual stream"),
+        ("r = Relu(a); h = Sum(r, b)", "residual stream"),
+        ("r = Sigmoid(a); h = Mul(r, b)", ""),
+        ("c = Mul(a, a); d = Add(a, c); h = Mul(d, b)", ""),  # adds what one layer writes
+    ],
+)
+def test_only_a_sum_of_layers_is_a_residual_stream(joined: str, role: str) -> None:
+    text = (
+        "float[2,4] x | float[4,8] w1, float[4,8] w2, float[8,3] w3 | a = MatMul(x, w1); "
+        f"b = MatMul(x, w2); {joined}; y = MatMul(h, w3)"
+    )
+    analysis = analyze(load(net(text)))
+    (group,) = analysis.groups
+    assert describe_role(analysis, group, find_roles(analysis)) == role
+
+
 def test_inspect_prints_the_tree_and_the_roles() -> None:
     result = CliRunner().invoke(app, ["inspect", str(MODEL), "--tree"])
     assert result.exit_code == 0 and result.output.splitlines()[1].startswith("model ")
