@@ -7,13 +7,20 @@ from typing import Any
 
 from onnxprune.report.text import columns
 
+_MOST_NAMES = 3  # of nodes that stay in float for one reason
+
 
 def format_quantization(facts: Mapping[str, Any] | None) -> str:
     """Return the table of models, the form, and the nodes that stay in float; "" without."""
     if not facts:
         return ""
     lines = [_format_models(facts["models"]), f"quantization: {facts['text']}"]
-    lines += [f"in float32: {node} ({why})" for node, why in facts.get("excluded", {}).items()]
+    nodes: dict[str, list[str]] = {}
+    for node, why in facts.get("excluded", {}).items():
+        nodes.setdefault(why, []).append(node)
+    for why, names in nodes.items():
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        lines.append(f"in float32: {', '.join(names[:_MOST_NAMES])}{more} ({why})")
     return "\n".join(lines)
 
 

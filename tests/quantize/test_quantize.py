@@ -25,6 +25,7 @@ from onnxprune.quantize.forms import FORMS, list_ops
 from onnxprune.quantize.half import quantize_half
 from onnxprune.quantize.ranges import Parts, collect_ranges, prepare
 from onnxprune.quantize.static import _Work, compare_optimization, quantize
+from onnxprune.report.quantized import format_quantization
 from onnxprune.run.adapter import open_inputs
 from onnxprune.run.quantization import exclude_within, judge_rows, quantize_candidate
 from onnxprune.run.recipe import Recipe
@@ -167,6 +168,16 @@ def test_masks_are_no_overflow_of_float16(mask: float) -> None:
     huge = {"x": np.full((8, 6, 8), -1e9, np.float32)}
     with pytest.raises(ModelError, match="'x' reaches 1e"):
         quantize_half(masked, open_data(huge, Session(masked).inputs, samples=8))
+
+
+def test_nodes_in_float_are_listed_by_reason() -> None:
+    excluded = {**{f"n{i}": "masks" for i in range(5)}, "m": "--quantize-exclude m"}
+    row = {"bytes": 4, "divergence": None, "metrics": {}, "speed": {}}
+    text = format_quantization({"models": {"float": row}, "text": "", "excluded": excluded})
+    assert text.splitlines()[-2:] == [
+        "in float32: n0, n1, n2 and 2 more (masks)",
+        "in float32: m (--quantize-exclude m)",
+    ]
 
 
 def test_operators_without_weights_can_be_excluded(model: Model, data: Data) -> None:
