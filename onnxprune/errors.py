@@ -6,10 +6,14 @@ line: 1 error, 2 usage or recipe, 3 target not reachable, 4 verification failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from difflib import SequenceMatcher
 
 MOST_KNOWN = 40  # names in a message
-MOST_NEAR = 3
+MOST_NEAR = 3  # also the most of a model's names
 # without the module json, which would delay --help
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
@@ -76,7 +80,9 @@ class VerificationError(OnnxpruneError):
     exit_code = 4
 
 
-def unknown(kind: str, name: str, known: Iterable[str], code: str = "") -> UsageError:
+def unknown(
+    kind: str, name: str, known: Iterable[str], code: str = "", *, most: int = MOST_KNOWN
+) -> UsageError:
     """Return the error for a name that does not exist, with the closest one that does.
 
     Parameters
@@ -85,18 +91,34 @@ def unknown(kind: str, name: str, known: Iterable[str], code: str = "") -> Usage
         What the name stands for: "criterion".
     code
         Code of the error; by default "unknown-" and the kind.
+    most
+        Most names that are all listed if none is close; of more, the nearest are.
     """
     import difflib  # only wrong names need it, help does not
 
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1) or _find_containing(name, names)
-    # a model has thousands of tensors, which no message can list
-    listed = ", ".join(names[:MOST_KNOWN]) + f" and {len(names) - MOST_KNOWN} more"
-    hint = "known: " + (", ".join(names) if len(names) <= MOST_KNOWN else listed)
     if near:
         hint = "did you mean " + " or ".join(map(repr, near)) + "?"
+    elif len(names) <= most:
+        hint = "known: " + (", ".join(names) or "none")
+    else:
+        # a model has thousands of tensors, which no message can list
+        matcher = difflib.SequenceMatcher(b=name)
+        hint = "nearest names: " + ", ".join(map(repr, _find_nearest(matcher, names)))
     code = code or f"unknown-{kind.replace(' ', '-')}"
     return UsageError(code, f"unknown {kind} {name!r}; {hint}")
+
+
+def _find_nearest(matcher: SequenceMatcher[str], names: Sequence[str]) -> list[str]:
+    """Return the names that share most characters with the second text of a matcher."""
+
+    def share(name: str) -> float:
+        matcher.set_seq1(name)
+        return matcher.quick_ratio()  # the exact ratio takes seconds on a large model
+
+    # the shorter of two equal shares first, which `sorted` keeps in order
+    return sorted(names, key=lambda name: (-share(name), len(name)))[:MOST_NEAR]
 
 
 def _find_containing(name: str, names: Iterable[str]) -> list[str]:

@@ -19,7 +19,7 @@ from onnxprune.analysis.sharing import shared_uses
 from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Mask, Record, Use
 from onnxprune.analysis.summary import AnalysisSummary
-from onnxprune.errors import UsageError, unknown
+from onnxprune.errors import MOST_NEAR, UsageError, unknown
 from onnxprune.ir.io import Model, digest
 from onnxprune.ir.nodes import label
 from onnxprune.ir.shapes import Shapes
@@ -225,7 +225,7 @@ class Analysis(AnalysisSummary):
         """
         group = self._by_name.get(name)
         if group is None:
-            raise unknown("group", name, self._by_name)
+            raise unknown("group", name, self._by_name, most=MOST_NEAR)
         return group
 
     @cached_property
@@ -354,7 +354,7 @@ class Analysis(AnalysisSummary):
             uses.append((tensor, state.axes))
         if not uses:
             names = {u.tensor for u in self.uses} | set(self.record.tensors)
-            raise unknown("tensor", tensor, names)
+            raise unknown("tensor", tensor, names, most=MOST_NEAR)
         reasons = {}
         for name, axes in uses:
             for i, axis in enumerate(axes):

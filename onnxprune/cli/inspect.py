@@ -9,7 +9,7 @@ import click
 
 from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, shared
-from onnxprune.errors import plural, printable, unknown
+from onnxprune.errors import MOST_NEAR, plural, printable, unknown
 
 if TYPE_CHECKING:
     from onnxprune.analysis.groups import Analysis
@@ -242,4 +242,4 @@ def _find_tensors(analysis: Analysis, name: str) -> list[str]:
         return [name]
     if name in nodes:
         return nodes[name]
-    raise unknown("tensor", name, tensors | nodes.keys())
+    raise unknown("tensor", name, tensors | nodes.keys(), most=MOST_NEAR)

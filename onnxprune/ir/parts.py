@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import MOST_NEAR, ModelError, UsageError, unknown
 from onnxprune.ir.dependencies import Dependencies, sort_nodes
 from onnxprune.ir.edit import copy_message, free_name, replace_nodes
 from onnxprune.ir.extract import reads
@@ -21,7 +20,6 @@ from onnxprune.ir.passes.names import rename
 from onnxprune.ir.shapes import dimension, has_shape
 
 _MOST_LISTED = 5  # tensors in a message
-_MOST_NEAR = 3  # suggestions for a name that does not exist
 
 
 def extract(model: Source, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Model:
@@ -51,7 +49,7 @@ def extract(model: Source, inputs: Sequence[str] = (), outputs: Sequence[str] = 
     known = [*given, *(name for node in graph.node for name in node.output if name)]
     for name in (*inputs, *outputs):
         if name not in set(known):
-            raise _unknown_tensor(name, known)
+            raise unknown("tensor", name, known, most=MOST_NEAR)
     region = _find_region(graph.node, inputs or given, outputs)
     if not region:
         raise UsageError(
@@ -141,14 +139,6 @@ def _sparse_names(model: Model) -> set[str]:
     return {item.values.name for item in model.proto.graph.sparse_initializer}
 
 
-def _unknown_tensor(name: str, known: Sequence[str]) -> UsageError:
-    """Return the error for a tensor that does not exist, with the nearest names."""
-    near = difflib.get_close_matches(name, known, _MOST_NEAR, cutoff=0.5)
-    near = near or [other for other in known if name in other][:_MOST_NEAR]
-    near = near or difflib.get_close_matches(name, known, _MOST_NEAR, cutoff=0)
-    return UsageError("unknown-tensor", f"no tensor {name!r}; nearest names: {_list(near)}")
-
-
 def _find_region(
     nodes: Sequence[NodeProto], inputs: Collection[str], outputs: Collection[str]
 ) -> list[NodeProto]:
@@ -200,7 +190,7 @@ def _check_interface(
     known += [name for node in graph.node for name in node.output if name]
     for name in (*inputs, *outputs):
         if name not in set(known):
-            problem = _unknown_tensor(name, known)
+            problem = unknown("tensor", name, known, most=MOST_NEAR)
             raise ModelError("join-interface", f"the part does not fit: {problem.message}")
     expected = _describe(model, [*inputs, *outputs])
     own = {i.name: i for i in (*part.proto.graph.input, *part.proto.graph.output)}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxprune.data.labeled import LabeledData
-from onnxprune.errors import UsageError, plural
+from onnxprune.errors import UsageError, plural, printable
+from onnxprune.ir.example_sizes import declared_shapes
 from onnxprune.ir.io import Model
+from onnxprune.ir.values import Dim
 from onnxprune.metrics import find_metric
 from onnxprune.metrics.base import (
     NO_OPTIONS,
@@ -174,10 +177,11 @@ def compare(
     Raises
     ------
     UsageError
-        The metric is unknown, or no sample has a chosen class.
+        The metric is unknown, no sample has a chosen class, or b cannot take the inputs of a.
     DataError
         The data do not fit the models or the metric.
     """
+    _check_inputs(a, b)
     pair = find_metric(metric, options), find_metric(metric, options)
     # one after the other, so that one session is open at a time
     for model, one in zip((a, b), pair, strict=True):
@@ -185,6 +189,61 @@ def compare(
     return compare_metrics(
         pair[0], pair[1], classes, names=names, costs=(cost(a), cost(b)) if cost else None
     )
+
+
+def _check_inputs(a: Model, b: Model) -> None:
+    """Check that two models have inputs of equal names and types, and of shapes that agree.
+
+    Raises
+    ------
+    UsageError
+        They have not, so that the same samples do not fit both; the message names the inputs.
+    """
+    first, second = _describe_inputs(a), _describe_inputs(b)
+    fits = first.keys() == second.keys() and all(
+        kind == second[name][0] and _fits(shape, second[name][1])
+        for name, (kind, shape) in first.items()
+    )
+    if not fits:
+        texts = (_spell_inputs(first), _spell_inputs(second))
+        raise UsageError(
+            "compare-inputs",
+            f"the models have different inputs: A reads {texts[0]}, B reads {texts[1]}; "
+            "compare models that take the same samples",
+        )
+
+
+def _describe_inputs(model: Model) -> dict[str, tuple[str, tuple[Dim, ...] | None]]:
+    """Return element type and shape of every input; None for an unknown rank."""
+    shapes = declared_shapes(model)
+    return {
+        info.name: (
+            TensorProto.DataType.Name(info.type.tensor_type.elem_type).lower(),
+            shapes.get(info.name),
+        )
+        for info in model.proto.graph.input
+        if info.name not in model.weights
+    }
+
+
+def _fits(a: tuple[Dim, ...] | None, b: tuple[Dim, ...] | None) -> bool:
+    """Return whether some array has both shapes; a dynamic length may be any."""
+    if a is None or b is None:
+        return True
+    pairs = zip(a, b, strict=False)
+    return len(a) == len(b) and all(
+        one == other or not (isinstance(one, int) and isinstance(other, int))
+        for one, other in pairs
+    )
+
+
+def _spell_inputs(inputs: Mapping[str, tuple[str, tuple[Dim, ...] | None]]) -> str:
+    """Return inputs as "image float 1x3x32x32, ..."."""
+    texts = []
+    for name, (kind, shape) in inputs.items():
+        size = "x".join(str(n) if isinstance(n, int) else "?" for n in shape or ())
+        texts.append(" ".join(filter(None, (printable(name), kind, size))))
+    return ", ".join(texts) or "nothing"
 
 
 def compare_metrics(

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import ModelProto, numpy_helper, save_model, version_converter
 
 from onnxprune.data.dataset import Data, split
-from onnxprune.errors import ModelError, unknown
+from onnxprune.errors import MOST_NEAR, ModelError, unknown
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.linear import LINEAR_OPS
 from onnxprune.ir.quantize import PER_CHANNEL_OPSET, FeedReader
@@ -130,7 +130,7 @@ def match_nodes(proto: ModelProto, patterns: Sequence[str]) -> dict[str, str]:
         names = find_nodes(proto, pattern)
         if not names:
             known = [node.name for node in proto.graph.node if node.op_type in LINEAR_OPS]
-            raise unknown("quantize-exclude", pattern, known, code="option-value")
+            raise unknown("quantize-exclude", pattern, known, code="option-value", most=MOST_NEAR)
         excluded |= dict.fromkeys(names, f"--quantize-exclude {pattern}")
     return excluded
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.errors import UsageError, plural, unknown
+from onnxprune.errors import MOST_NEAR, UsageError, plural, unknown
 from onnxprune.search.base import keep_best
 from onnxprune.types import Plan, Scores
 
@@ -50,7 +50,7 @@ def from_subnet(analysis: Analysis, counts: Mapping[str, object], scores: Scores
     kept = {}
     for unit, count in counts.items():
         if unit not in groups:
-            raise unknown("unit", unit, groups)
+            raise unknown("unit", unit, groups, most=MOST_NEAR)
         name = groups[unit]
         size = analysis.group(name).size
         # True is an int in Python

@@ -132,7 +132,7 @@ def _models() -> Iterator[Mistake]:
     yield Mistake("optimize digits.onnx rgb.npz", "inputs", "data are passed by --data PATH")
     yield Mistake("inspect", "the model is missing", "Missing argument 'MODEL'")
     yield Mistake("inspect digits.onnx rgb.onnx", "two models", "a path with spaces is quoted")
-    yield Mistake("inspect digits.onnx --why Conv_9999", "a tensor", "unknown tensor")
+    yield Mistake("inspect digits.onnx --why zzzz", "a tensor of another model", "nearest names: ")
     yield Mistake("inspect digits.onnx --why conv", "a part of a name", "did you mean")
 
 

@@ -134,7 +134,7 @@ def test_types_of_new_ends_are_declared() -> None:
 @pytest.mark.parametrize(
     ("inputs", "outputs", "message"),
     [
-        ([], ["lgoits"], "no tensor 'lgoits'; nearest names: 'logits'"),
+        ([], ["lgoits"], "unknown tensor 'lgoits'; did you mean 'logits'?"),
         (["logits"], ["logits"], "no node is between"),
         (["images", "logits"], ["logits"], "no node is between"),
         (["r"], ["r", "y"], ""),
@@ -154,7 +154,7 @@ def test_faults_of_parts() -> None:
     part = extract(CHAIN, ["r"], ["s"])
     renamed = part.edit()
     renamed.proto.graph.input[0].name = renamed.proto.graph.node[0].input[0] = "q"
-    with pytest.raises(ModelError, match="no tensor 'q'"):
+    with pytest.raises(ModelError, match="unknown tensor 'q'"):
         join(CHAIN, renamed.freeze())
     wide = extract(MODEL)
     with pytest.raises(ModelError, match="does not fit"):

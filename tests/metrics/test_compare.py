@@ -131,6 +131,44 @@ def test_metrics_that_are_no_mean_have_standard_errors(name):
     assert found.as_dict()["a"]["metric"] == name
 
 
+READ = (
+    '<ir_version: 8, opset_import: ["" : 13]> agraph (X) => (float[n,m] y) { y = Cast<to = 1>(x) }'
+)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "texts"),
+    [
+        ("float[N,3] x", "float[N,3] z", ("x float ?x3", "z float ?x3")),
+        ("float[N,3] x", "float[N,4] x", ("x float ?x3", "x float ?x4")),
+        ("float[N,3] x", "float[3] x", ("x float ?x3", "x float 3")),
+        ("float[N,3] x", "double[N,3] x", ("x float ?x3", "x double ?x3")),
+        ("float[1,3] x", "float[2,3] x", ("x float 1x3", "x float 2x3")),
+        ("float[N,3] x", "float[N,3] x, float z", ("x float ?x3", "x float ?x3, z float")),
+    ],
+)
+def test_models_of_different_inputs_are_refused(tmp_path, a, b, texts):
+    np.savez(tmp_path / "d.npz", x=np.eye(3, dtype=np.float32), labels=np.arange(3))
+    data = open_labeled(tmp_path / "d.npz", {"x": (["N", 3], "tensor(float)")})
+    models = [
+        load(onnx.parser.parse_model(READ.replace("X", x).replace("(x)", f"({x[-1]})")))
+        for x in (a, b)
+    ]
+    with pytest.raises(UsageError, match="different inputs") as caught:
+        compare(*models, data, "top1")
+    assert "A reads {}, B reads {};".format(*texts) in caught.value.message
+
+
+def test_dynamic_lengths_agree_with_any(tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.eye(3, dtype=np.float32), labels=np.arange(3))
+    data = open_labeled(tmp_path / "d.npz", {"x": (["N", 3], "tensor(float)")})
+    models = [
+        load(onnx.parser.parse_model(READ.replace("X", x)))
+        for x in ("float[N,3] x", "float[3,m] x", "float[] x")
+    ]
+    assert all(compare(models[0], m, data, "top1").difference == 0 for m in models[:2])
+
+
 def test_models_end_to_end(tmp_path):
     text = (
         '<ir_version: 8, opset_import: ["" : 13]> agraph (float[N,3] x) => (float[N,3] y) '
