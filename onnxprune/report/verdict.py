@@ -68,12 +68,12 @@ def _judge_cost(report: Report) -> Verdict:
 
 
 def _judge_quality(report: Report) -> Verdict:
-    """Judge the metrics or outputs; nothing is good that was measured on inputs in doubt."""
+    """Judge the metrics or outputs; nothing is good, and all is doubted, on inputs in doubt."""
     verdict = _judge_figures(report)
-    if verdict.level != GOOD or DOUBT not in report.warning_topics:
+    if verdict.level == UNKNOWN or DOUBT not in report.warning_topics:
         return verdict
     text = f"in doubt, because inputs or labels look wrong (see the warnings): {verdict.text}"
-    return Verdict("quality", FAIR, text)
+    return Verdict("quality", FAIR if verdict.level == GOOD else verdict.level, text)
 
 
 def _judge_figures(report: Report) -> Verdict:

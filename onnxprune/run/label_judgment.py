@@ -5,6 +5,7 @@ Pixels are tried in the other color order, and if the model is near chance also 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ SURE = 3.0  # standard errors by which other options must be better: 1 in 700 by
 LEAST_GAIN = 0.01  # of the metric: a smaller one is no cause to change options
 _CLASSES_GUESSED = {"top1": 1, "top5": 5}
 _FROM_ZERO = ("miou", "coco", "map50")
+_BETTER = re.compile(r"with --(order|preprocess) (\S+) it is ")
 
 
 def judge_labels(analysis: Analysis, labels: LabeledData | None, recipe: Recipe) -> tuple[str, ...]:
@@ -144,6 +146,12 @@ def _find_better(
         if sigmas > SURE and gain > best and not is_near_chance(trial):
             best, text = gain, f"with {option} it is {value:.3g}{_explain(option, chosen)}"
     return text
+
+
+def find_better_option(warning: str) -> dict[str, str]:
+    """Return the option that a warning of `judge_labels` says is better; {} if it names none."""
+    match = _BETTER.search(warning)
+    return {match[1]: match[2]} if match else {}
 
 
 def _explain(option: str, chosen: Preprocess) -> str:

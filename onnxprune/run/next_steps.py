@@ -14,6 +14,7 @@ from onnxprune.report.data import Report
 from onnxprune.report.verdict import is_missed, judge
 from onnxprune.run.adapter import follows_engine
 from onnxprune.run.flags import to_flags
+from onnxprune.run.label_judgment import find_better_option
 from onnxprune.run.recipe import Recipe
 
 MOST_STEPS = 3
@@ -52,6 +53,10 @@ def _list_steps(report: Report, recipe: Recipe, data: Data) -> Iterator[NextStep
     levels = {verdict.aspect: verdict.level for verdict in judge(report)}
     # wrong inputs are corrected first, by the option that their warning names
     in_doubt = DOUBT in report.warning_topics
+    # it was measured to be better, so that whatever else this run measured is of less use
+    for better in filter(None, map(find_better_option, report.warnings)):
+        command = _build_command(report, recipe.but(better), "corrected")
+        yield NextStep("preprocess inputs as the labels favor, see the warnings", command)
     if levels["quality"] in (FAIR, BAD) and not in_doubt:
         yield from _recover_quality(report, recipe, data)
     if levels["quality"] == UNKNOWN and recipe.data is None:

@@ -212,6 +212,14 @@ def test_nothing_measured_on_inputs_in_doubt_is_good() -> None:
     assert after.text.endswith(before.text) and cards(doubted)[1].word == "! in doubt"
 
 
+@pytest.mark.parametrize(("agreement", "level"), [(0.9, "fair"), (0.1, "bad")])
+def test_a_loss_on_inputs_in_doubt_is_doubted_as_well(agreement: float, level: str) -> None:
+    fidelity = {"samples": 51, "agreement": agreement}
+    report = replace(EMPTY, fidelity=fidelity, warnings=("w",), warning_topics=(DOUBT,))
+    verdict = judge(report)[1]
+    assert verdict.level == level and verdict.text.startswith("in doubt, because inputs")
+
+
 def test_worst_level_of_verdicts() -> None:
     assert worst_level(["good", "fair", "unknown"]) == "fair"
     assert worst_level([]) == "unknown"
