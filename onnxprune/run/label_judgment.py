@@ -1,6 +1,7 @@
 """Judgment of the unpruned model on some labeled inputs: near chance, or better with other options.
 
-Pixels are tried in the other color order, and if the model is near chance also with every preset.
+Pixels are tried in the other color order, and with every preset if the model is near chance or
+nobody chose their preprocessing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from onnxprune.metrics.compare import paired_error
 from onnxprune.metrics.run import measure
 from onnxprune.run.adapter import metric_options
 from onnxprune.run.recipe import Recipe
+from onnxprune.run.warnings import has_default_numbers
 
 LEAST_SAMPLES, MOST_SAMPLES = 24, 256
 MACS_BUDGET = 1.2e10  # of one pass: about a second on one thread
@@ -128,24 +130,31 @@ def _find_better(
     axes = labels.inputs.image(name)
     if axes is not None and channels_of(item.shape, axes) == 3:
         trials[f"--order {other}"] = replace(chosen, order=other)
-    if near_chance:
-        # each preset costs a pass; a model above chance is unlikely to be fed a wrong scale
+    # each preset costs a pass; a model above chance is unlikely to be fed a wrong scale by choice
+    if near_chance or has_default_numbers(recipe):
         for preset, numbers in PRESETS.items():
             trials[f"--preprocess {preset}"] = replace(chosen, **numbers)
-    best, text = LEAST_GAIN * abs(metric.result().value), ""
     given = metric.result().value
     sign = 1 if metric.higher_is_better else -1
+    tried = []
     for option, preprocess in trials.items():
+        # numbers that were measured already
+        if preprocess == chosen:
+            continue
         inputs = replace(labels.inputs, preprocess=preprocess)
         trial = _measure(model, replace(labels, inputs=inputs), recipe)
-        value, error = trial.result().value, paired_error(metric, trial)
-        gain = sign * (value - given)
+        gain = sign * (trial.result().value - given)
+        if gain > LEAST_GAIN * abs(given):
+            tried.append((gain, option, trial))
+    # the largest gain first, because the error of a detection metric takes longer than a pass
+    for gain, option, trial in sorted(tried, key=lambda row: -row[0]):
+        error = paired_error(metric, trial)
         # the paired error is 0 if the gain is the same for all samples
         sigmas = gain / max(error, 1e-12) if error is not None else 0.0
         # a model that remains near chance has another fault
-        if sigmas > SURE and gain > best and not is_near_chance(trial):
-            best, text = gain, f"with {option} it is {value:.3g}{_explain(option, chosen)}"
-    return text
+        if sigmas > SURE and not is_near_chance(trial):
+            return f"with {option} it is {trial.result().value:.3g}{_explain(option, chosen)}"
+    return ""
 
 
 def find_better_option(warning: str) -> dict[str, str]:

@@ -180,11 +180,18 @@ def default_preprocessing(data: Data, recipe: Recipe) -> Iterator[str]:
 
 def _uses_default_preprocessing(data: Data, recipe: Recipe) -> bool:
     """Return whether images feed a float model with default scale, mean, std, post and order."""
-    # a preset is a choice even if its numbers are the defaults
-    if not isinstance(data.source, Images) or recipe.preprocess is not None:
+    if not isinstance(data.source, Images):
         return False
     items = data.inputs.items.items()
     if not any(v.dtype.kind == "f" and data.inputs.image(name) is not None for name, v in items):
+        return False
+    return has_default_numbers(recipe)
+
+
+def has_default_numbers(recipe: Recipe) -> bool:
+    """Return whether scale, mean, std, post and order are the defaults, and not by a preset."""
+    # a preset is a choice even if its numbers are the defaults
+    if recipe.preprocess is not None:
         return False
     chosen = preprocess_of(recipe)
     names = ("scale", "mean", "std", "post", "order")

@@ -192,6 +192,30 @@ def test_wrong_preprocessing_of_a_trained_model_is_named(
     assert text in "\n".join(found) if text else found == []
 
 
+@pytest.mark.parametrize(
+    ("chosen", "option"), [({}, "--preprocess imagenet"), ({"preprocess": "unit"}, None)]
+)
+def test_a_scale_that_nobody_chose_is_compared_with_presets_above_chance(
+    tmp_path: Path, chosen: dict[str, Any], option: str | None
+) -> None:
+    # class 1 if red is above 0, which it is on all images unless a mean is subtracted
+    onnx.save(
+        net(
+            "float[n,3,4,4] x | float[3,2] w = {-5,5, 0,0, 0,0} "
+            "| p = GlobalAveragePool(x); f = Flatten(p); y = Gemm(f, w) | float[n,2] y"
+        ),
+        tmp_path / "m.onnx",
+    )
+    labels = (np.arange(80) % 4 > 0).astype(np.int64)
+    pixels = np.full((80, 4, 4, 3), 128, np.uint8)
+    pixels[..., 0] = np.where(labels, 200, 60)[:, None, None]
+    np.savez(tmp_path / "d.npz", x=pixels, labels=labels)
+    recipe = Recipe.of({"metric": "top1", "labeled": str(tmp_path / "d.npz"), **chosen})
+    analysis = analyze_for(str(tmp_path / "m.onnx"), recipe)
+    found = judge_labels(analysis, open_labels(analysis.model, recipe), recipe)
+    assert [f"with {option} it is 1" in text for text in found] == ([True] if option else [])
+
+
 def test_preset_is_overridden_by_given_options_and_by_later_ones(tmp_path: Path) -> None:
     assert Recipe.of({"preprocess": "imagenet", "scale": 1}).scale == 1
     recipe = Recipe.of({"preprocess": "imagenet"})
