@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from onnxprune import demo
 from onnxprune.cli import INTERRUPTED, run
 from onnxprune.cli.app import COMMANDS, app
 from onnxprune.errors import OnnxpruneError, TargetError, VerificationError
 from onnxprune.run.recipe import OPTIONS
+
+MODEL = str(demo.files().model)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -123,3 +127,37 @@ def test_lists_print_json_and_nothing_else_on_stdout(
 ) -> None:
     assert run([command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_option_leaves_stdout_empty_for_json(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "--json", "--nosuch"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error[usage]: No such option '--nosuch'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["inspect", MODEL, "--why", "zzzz"], 2),
+        (["optimize", MODEL, "--target", "macs=0.1%", "--criterion=l2"], 3),
+        (["optimize", MODEL, "--data", "nowhere"], 1),
+        (["bench", MODEL, "--engine", "nowhere"], 2),
+        (["compare", MODEL, MODEL, "--labeled", "nowhere"], 1),
+        (["report", "nowhere"], 2),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else str(value),
+)
+def test_errors_behind_the_options_leave_stdout_empty_for_json(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*arguments, "--json"]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and "error[" in err
