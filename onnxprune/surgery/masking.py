@@ -8,6 +8,7 @@ from onnx import NodeProto, TensorProto, helper
 from onnxprune.analysis.groups import Analysis
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import attribute
 from onnxprune.surgery.integers import is_quantized
 from onnxprune.surgery.size_literals import Editor
 from onnxprune.types import Plan
@@ -65,7 +66,7 @@ def _mask(
         return out
     zero_slot = None if dtype in _FLOATS else _ZERO_SLOTS.get(node.op_type, {}).get(slot)
     zero = "" if zero_slot is None or zero_slot >= len(node.input) else node.input[zero_slot]
-    zero = _broadcast_zero(editor, node, zero, keep.ndim, f"{out}_zero")
+    zero = _broadcast_zero(editor, node, slot, zero, keep.ndim, f"{out}_zero")
     if not zero:
         zeros = np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
         zero = add_initializer(editor.model, f"{out}_zero", zeros)
@@ -74,7 +75,9 @@ def _mask(
     return out
 
 
-def _broadcast_zero(editor: Editor, node: NodeProto, name: str, rank: int, out: str) -> str:
+def _broadcast_zero(
+    editor: Editor, node: NodeProto, slot: int, name: str, rank: int, out: str
+) -> str:
     """Return a zero point in a shape that broadcasts with its operand of a rank."""
     weight = editor.model.weights.get(name)
     if weight is None or not weight.shape:
@@ -86,6 +89,9 @@ def _broadcast_zero(editor: Editor, node: NodeProto, name: str, rank: int, out: 
     elif node.op_type == "DynamicQuantizeLSTM":
         # one per direction, or one per direction and column
         values = values.reshape(len(values), 1, -1)
+    elif values.ndim == 1 and (slot == 0 or attribute(node, "transB", 0)):
+        # one per row of the first matrix, or per column of the second one, which is transposed
+        values = values.reshape(-1, 1)
     else:
         return name
     return add_initializer(editor.model, out, values)

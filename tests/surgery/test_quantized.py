@@ -22,6 +22,8 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.weights import from_array
+from onnxprune.surgery.cut import cut
+from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan
 
 NETWORKS = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2}
@@ -145,3 +147,28 @@ def test_whole_network(
     mine, theirs = run_fused(pruned, x), run_fused(without_what_goes(analysis, plan), x)
     np.testing.assert_array_equal(mine, theirs)
     assert len(np.unique(mine)) > 3
+
+
+@pytest.mark.parametrize("zeros", ["{0, 0, 0}", "{5, -3, 0}"])
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_zero_points_of_columns_follow_a_transposed_weight(zeros: str, transposed: int) -> None:
+    """The masked original fills removed rows with them; both operands are constants here."""
+    shape = "3, 2" if transposed else "2, 3"
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (float[2] x) => (float[2] y)
+        <float s = {{0.5}}, uint8 z = {{120}}, float[1,2] data = {{4, 3}},
+         int8[{shape}] weight = {{1, 3, -1, -7, 7, -4}}, float[3] scales = {{0.25, 0.125, 0.25}},
+         int8[3] zeros = {zeros}, float[1,3,2] last = {{-4, 2, -4, 4, 9, 0}}> {{
+            [inner] q = QuantizeLinear(data, s, z)
+            [outer] a = com.microsoft.QGemm<transB = {transposed}>(q, s, z, weight, scales, zeros)
+            b = Einsum<equation = "i,ab->ab">(x, a)
+            y = Einsum<equation = "ab,abo->o">(b, last)
+        }}"""
+    )
+    analysis = analyze(load(model))
+    assert sorted(group.size for group in analysis.groups) == [2, 3]
+    for group in analysis.groups:
+        plan = analysis.plan({group.name: list(range(1, group.size))})
+        result = verify(analysis, plan, cut(analysis, plan))
+        assert result.ok and not result.vacuous
