@@ -54,7 +54,7 @@ LABELS = {
 }
 STAGES = ("load", "analyze", "score", "plan", "cut", "verify", "repair", "evaluate", "report")
 # palette of Okabe and Ito, which color-blind people can distinguish
-COLORS = "#000000 #0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #8a8f98 #b8a800".split()
+COLORS = "#000000 #0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #8a8f98 #b8a800 #7a4a1e".split()
 PANEL_WIDTH, PANEL_HEIGHT, LEFT, TOP, COLUMNS = 250, 170, 48, 34, 4
 
 
@@ -256,7 +256,7 @@ def _draw_panel(rows: Sequence[Row], sweep: str, x: int, y: int) -> Iterable[str
 
 
 def _color(number: int) -> str:
-    return COLORS[number % len(COLORS)]
+    return COLORS[number]
 
 
 def main() -> None:

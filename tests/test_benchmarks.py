@@ -119,3 +119,10 @@ def test_exponent_of_growth() -> None:
     rows = [{"value": v, "total": 3 * v**2} for v in (1, 4, 8)]
     assert scaling.exponent(rows, "total") == pytest.approx(2)
     assert scaling.exponent([{"value": 1, "total": 0}, {"value": 2, "total": 1}], "total") is None
+
+
+def test_documented_growth_is_that_of_the_recorded_runs() -> None:
+    rows = json.loads((ROOT / "docs" / "scaling.json").read_text(encoding="utf-8"))["rows"]
+    picture = (ROOT / "docs" / "pictures" / "scaling.svg").read_text(encoding="utf-8")
+    assert scaling.draw(rows) == picture
+    assert scaling.table(rows) in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
