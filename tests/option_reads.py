@@ -21,6 +21,9 @@ def offered(command: str) -> set[str]:
     return {p.name for p in definition.params} & set(OPTIONS)
 
 
+DERIVED = {"compute_threads": "threads"}  # property of a recipe -> option that it follows from
+
+
 def read_by(calls: Iterable[Sequence[str]], monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Run the calls and return the recipe options that they read."""
     names: set[str] = set()
@@ -28,8 +31,9 @@ def read_by(calls: Iterable[Sequence[str]], monkeypatch: pytest.MonkeyPatch) -> 
     def record(recipe: Recipe, name: str) -> object:
         # the recipe reads all of its own options when it is made
         caller = Path(sys._getframe(1).f_code.co_filename).name
-        if name in OPTIONS and caller not in ("recipe.py", "dataclasses.py"):
-            names.add(name)
+        option = DERIVED.get(name, name)
+        if option in OPTIONS and caller not in ("recipe.py", "dataclasses.py"):
+            names.add(option)
         return object.__getattribute__(recipe, name)
 
     monkeypatch.setattr(Recipe, "__getattribute__", record, raising=False)

@@ -10,6 +10,7 @@ import click
 import onnx
 import onnx.parser
 import pytest
+from option_reads import DERIVED
 
 from onnxprune import demo
 from onnxprune.cli import run
@@ -95,7 +96,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     names: set[str] = set()
 
     def get(recipe: Recipe, name: str) -> Any:
-        option = {"compute_threads": "threads"}.get(name, name)
+        option = DERIVED.get(name, name)
         if option in OPTIONS:
             reader = Path(sys._getframe(1).f_code.co_filename).name
             if reader not in OWN_FILES:

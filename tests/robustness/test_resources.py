@@ -16,7 +16,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.data import images, npy
 from onnxprune.data.inputs import check_names
 from onnxprune.data.labeled import open_labeled
-from onnxprune.errors import DataError, ModelError
+from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.ir.limits import MOST_ENDS
 from onnxprune.ir.passes.canonicalize import canonicalize
@@ -149,10 +149,11 @@ def test_size_of_an_image_is_checked_before_it_is_decoded(
                 images.decode(buffer, 3)
 
 
-@pytest.mark.parametrize("threads", [1025, 1_000_000, 0])
-def test_number_of_threads_is_limited(threads: int) -> None:
-    with pytest.raises(Exception, match=f"{threads} is (greater than 1024|less than 1)"):
-        Recipe.of({"threads": threads})
+@pytest.mark.parametrize("threads", [1025, 1_000_000, -1])
+@pytest.mark.parametrize("option", ["threads", "bench_threads"])
+def test_number_of_threads_is_limited(threads: int, option: str) -> None:
+    with pytest.raises(UsageError, match=f"{threads} is (greater than 1024|less than [01])"):
+        Recipe.of({option: threads})
 
 
 def test_many_inputs_are_not_all_spelled() -> None:
