@@ -9,8 +9,9 @@ import numpy as np
 
 from onnxprune.allocators.base import Constraints, WidthStep
 from onnxprune.allocators.budgets import first_missed
-from onnxprune.allocators.trial import Trial, branch_costs, kept_at
+from onnxprune.allocators.trial import Trial, kept_at
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.running_cost import branch_costs
 
 # Evaluations of the savings at the chosen widths. They settle: what a channel saves depends on the
 # widths of its neighbors, which change little after the first round.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -92,37 +92,3 @@ class Trial:
             return None
         order, width = self._order[group], self._widths[group]
         return order[len(order) - width :] if width < len(order) else None
-
-
-def branch_costs(
-    analysis: Analysis, cost: str, kept: Mapping[str, Sequence[int]], branches: Branches
-) -> dict[str, float]:
-    """Return what the removal of each branch saves, by its leading group.
-
-    Parameters
-    ----------
-    kept
-        Kept channels of the other groups.
-    """
-    running = RunningCost.of(analysis, [cost]) if branches else None
-    if running is None:
-        saved = {}
-        for lead, branch in branches.items():
-            others = {n: k for n, k in kept.items() if n not in branch}
-            present = analysis.cost(others).as_dict()[cost]
-            removed = analysis.cost(others | dict.fromkeys(branch, ())).as_dict()[cost]
-            saved[lead] = float(present - removed)
-        return saved
-    for name, channels in kept.items():
-        running.keep(name, channels)
-    saved = {}
-    for lead, branch in branches.items():
-        for name in branch:
-            running.keep(name, None)
-        present = running.totals()[cost]
-        for name in branch:
-            running.keep(name, ())
-        saved[lead] = float(present - running.totals()[cost])
-        for name in branch:
-            running.keep(name, kept.get(name))
-    return saved

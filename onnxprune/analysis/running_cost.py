@@ -6,7 +6,7 @@ quadratic time with it. Here a change costs what the group touches.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -108,6 +108,43 @@ class RunningCost:
         # padding stands for frozen positions, which have no cause
         real = causes < analysis.axes.causes
         self._rows = _Lists(causes[real], positions[real], analysis.axes.causes)
+
+
+def branch_costs(
+    analysis: Analysis,
+    cost: str,
+    kept: Mapping[str, Sequence[int]],
+    branches: Mapping[str, tuple[str, ...]],
+) -> dict[str, float]:
+    """Return what the removal of each branch saves, by its leading group.
+
+    Parameters
+    ----------
+    kept
+        Kept channels of the other groups.
+    """
+    running = RunningCost.of(analysis, [cost]) if branches else None
+    if running is None:
+        saved = {}
+        for lead, branch in branches.items():
+            others = {n: k for n, k in kept.items() if n not in branch}
+            present = analysis.cost(others).as_dict()[cost]
+            removed = analysis.cost(others | dict.fromkeys(branch, ())).as_dict()[cost]
+            saved[lead] = float(present - removed)
+        return saved
+    for name, channels in kept.items():
+        running.keep(name, channels)
+    saved = {}
+    for lead, branch in branches.items():
+        for name in branch:
+            running.keep(name, None)
+        present = running.totals()[cost]
+        for name in branch:
+            running.keep(name, ())
+        saved[lead] = float(present - running.totals()[cost])
+        for name in branch:
+            running.keep(name, kept.get(name))
+    return saved
 
 
 class _Lists:

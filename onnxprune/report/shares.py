@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxprune.analysis.folded import arrays_of
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.running_cost import branch_costs
 from onnxprune.analysis.stored import count_params, stored_tensors
 from onnxprune.ir.model import Model
 from onnxprune.ir.nodes import label, nested
@@ -103,8 +104,9 @@ def group_shares(analysis: Analysis) -> dict[str, float]:
     the recurrence of a GRU, counts once.
     """
     total = max(analysis.cost().macs, 1)
-    left = {g.name: analysis.cost({g.name: ()}).macs for g in analysis.groups}
-    return {name: 1 - macs / total for name, macs in left.items()}
+    alone = {group.name: (group.name,) for group in analysis.groups}
+    saved = branch_costs(analysis, "macs", {}, alone)
+    return {name: macs / total for name, macs in saved.items()}
 
 
 def frozen_shares(analysis: Analysis) -> dict[tuple[str, str], float]:
