@@ -148,7 +148,7 @@ class PieceReader:
         try:
             self._member.seek(self._skip + index * size)
             data = self._member.read(size)
-            return np.frombuffer(data, self.stored.dtype).reshape(self.piece)
+            return np.ndarray(self.piece, self.stored.dtype, data)
         except Exception as problem:  # as in stored_arrays
             raise read_error(self.stored.path, problem) from problem
 
