@@ -4,12 +4,12 @@
     python -m benchmarks.scaling --json FILE --picture FILE --draw      # from an earlier run
 
 Each run is a process of its own on a generated residual network of 3x3 convolutions with random
-weights, on random images; one property at a time is doubled. The default method runs with engine
+weights, on random images; one property at a time grows. The default method runs with engine
 none; `l2` is the criterion of that name without repair and data, on networks of 1x1 convolutions
 with up to 20,000 nodes. `analysis` is `analyze` alone, on up to 100,000 nodes. CPU seconds are user
 and system time of all threads from one stage to the next; memory is the peak of the process. A
-figure is the median over rounds that take turns. The exponent is that of the last doubling: 1 is
-linear.
+figure is the median over rounds that take turns. The exponent is that between the last two
+values: 1 is linear.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def draw(rows: Sequence[Row]) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for number, name in enumerate(("total", *STAGES)):
-        color, x = _color(number), LEFT + number * 85
+        color, x = COLORS[number], LEFT + number * 85
         parts.append(f'<rect x="{x}" y="8" width="10" height="10" fill="{color}"/>')
         parts.append(f'<text x="{x + 14}" y="17">{name}</text>')
     for number, sweep in enumerate(sweeps):
@@ -250,13 +250,9 @@ def _draw_panel(rows: Sequence[Row], sweep: str, x: int, y: int) -> Iterable[str
         points = " ".join(place(r["value"], s) for r, s in zip(rows, shown[name], strict=True))
         weight = 2.5 if name == "total" else 1.5
         yield (
-            f'<polyline points="{points}" fill="none" stroke="{_color(number)}" '
+            f'<polyline points="{points}" fill="none" stroke="{COLORS[number]}" '
             f'stroke-width="{weight}"/>'
         )
-
-
-def _color(number: int) -> str:
-    return COLORS[number]
 
 
 def main() -> None:
@@ -273,7 +269,9 @@ def main() -> None:
     if options.draw:
         rows = json.loads(options.json.read_text(encoding="utf-8"))["rows"]
     else:
-        rows = measure(options.rounds)
+        # what is recorded ends at a tenth of a millisecond
+        text = json.dumps(measure(options.rounds))
+        rows = json.loads(text, parse_float=lambda digits: round(float(digits), 4))
         write_results(options.json, {"base": BASE, "rounds": options.rounds, "rows": rows})
     if options.picture:
         options.picture.write_text(draw(rows), encoding="utf-8")
