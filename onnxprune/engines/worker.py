@@ -308,11 +308,22 @@ def _to_error(command: str, problem: Exception) -> tuple[str, str]:
     return "engine-failed", f"{command} failed: {reason}"
 
 
+def _leave_pipes(answers: int) -> None:
+    """Close the pipes in a process that an engine has forked, which may outlive the worker."""
+    # as the agent does, which imports nothing and is imported by nothing
+    for pipe in (0, answers):
+        os.close(pipe)
+    # its lock, held by the worker while it reads, is never released there
+    sys.stdin = None  # type: ignore[assignment]  # as in a process without stdin
+
+
 def main() -> None:
     """Answer commands until stdin closes."""
     # the answers get a descriptor of their own
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the engine prints must not mix with the answers
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _leave_pipes(out.fileno()))
     child = _Child()
     while True:
         try:

@@ -7,6 +7,7 @@ import getpass
 import importlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -230,6 +231,42 @@ def test_tensorrt_of_a_device_by_its_trtexec(
     assert len(builds) == 2, "the engine is built again after the drop"
     assert any(flag.startswith("--timingCacheFile=") for flag in builds[0])
     forget("local")
+
+
+FORKING = """
+import multiprocessing, os, signal, time
+from {package} import {module} as module
+
+class Forking:
+    def answer(self, *_):
+        # waits for the lock of stdin at its start
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+        process.start()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+module.{name} = Forking
+module.main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("package", "module", "name", "request_bytes"),
+    [
+        ("onnxprune.deploy.scripts", "agent", "Agent", b'{"command": "time"}\n'),
+        ("onnxprune.engines", "worker", "_Child", pickle.dumps(("run", ()))),
+    ],
+)
+def test_a_process_that_a_runtime_forks_does_not_hold_the_connection(
+    package: str, module: str, name: str, request_bytes: bytes
+) -> None:
+    """OpenVINO's telemetry forks one in a thread, which outlives a killed agent."""
+    code = FORKING.format(package=package, module=module, name=name)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        output, _ = process.communicate(request_bytes, timeout=10)
+    assert output == b"" and process.returncode == -signal.SIGKILL
 
 
 def test_names() -> None:

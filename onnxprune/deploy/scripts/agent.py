@@ -83,9 +83,8 @@ def find_runtimes() -> tuple[dict[str, str], dict[str, str]]:
         except Exception as problem:
             broken[name] = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
             continue
-        if provider and provider not in library.get_available_providers():
-            continue
-        found[name] = str(getattr(library, "__version__", "unknown"))
+        if not provider or provider in library.get_available_providers():
+            found[name] = str(getattr(library, "__version__", "unknown"))
     if find_trtexec():
         found["tensorrt"] = "trtexec"
     return found, broken
@@ -122,13 +121,12 @@ def read_state() -> dict[str, Any]:
 def describe_machine() -> dict[str, Any]:
     """Return what results of this machine depend on."""
     runtimes, broken = find_runtimes()
-    board = read_text("/proc/device-tree/model") or platform.processor()
     return {
         "protocol": PROTOCOL,
         "runtimes": runtimes,
         "broken": broken,
         "machine": platform.machine(),
-        "board": board,
+        "board": read_text("/proc/device-tree/model") or platform.processor(),
         "lanes": count_lanes(),
         "host": platform.node(),
         "state": read_state(),
@@ -336,10 +334,8 @@ class Agent:
             # a file of an earlier call must not pass for the result of this one
             if os.path.exists(os.path.join(folder, name)):
                 os.unlink(os.path.join(folder, name))
-        flags = [
-            flag.replace("@FOLDER@", folder).replace("@SHARED@", self.folder)
-            for flag in request["flags"]
-        ]
+        flags = [flag.replace("@FOLDER@", folder) for flag in request["flags"]]
+        flags = [flag.replace("@SHARED@", self.folder) for flag in flags]
         before = read_state()
         try:
             done = subprocess.run(
@@ -381,9 +377,8 @@ class Agent:
         except OSError as problem:
             if os.path.exists(path):
                 os.unlink(path)
-            size = str(len(data) // 1000000 + 1)
+            size, folder = str(len(data) // 1000000 + 1), os.path.dirname(path)
             reason = problem.strerror or str(problem)
-            folder = os.path.dirname(path)
             raise Refused("cannot write " + size + " MB to " + folder + ": " + reason) from None
         return path
 
@@ -399,10 +394,7 @@ def unpack(tensors: list[Any], data: bytes) -> dict[str, Any]:
     numpy = importlib.import_module("numpy")
     feeds, at = {}, 0
     for name, dtype, shape in tensors:
-        count = 1
-        for length in shape:
-            count *= length
-        end = at + count * numpy.dtype(dtype).itemsize
+        end = at + int(numpy.prod(shape, dtype="int64")) * numpy.dtype(dtype).itemsize
         feeds[name] = numpy.frombuffer(data[at:end], dtype).reshape(shape).copy()
         at = end
     return feeds
@@ -414,6 +406,14 @@ def pack(arrays: list[Any]) -> tuple[dict[str, Any], bytes]:
     return {"tensors": described}, b"".join(a.tobytes() for a in arrays)
 
 
+def leave_pipes(answers: int) -> None:
+    """Close the pipes in a process that a runtime has forked, which may outlive the agent."""
+    for pipe in (0, answers):
+        os.close(pipe)
+    # its lock, held by the agent while it reads, is never released there
+    sys.stdin = None
+
+
 def main() -> None:
     """Answer requests until stdin closes."""
     if "--facts" in sys.argv[1:]:
@@ -421,6 +421,8 @@ def main() -> None:
         return
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a runtime prints must not mix with the answers
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: leave_pipes(out.fileno()))
     agent = Agent()
     try:
         while True:
